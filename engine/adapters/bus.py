@@ -1,0 +1,265 @@
+"""JetStream behind a synchronous face: publish, alarms, reads, live events. Beside the source, the only file with nats.
+
+A Bus owns one event-loop thread, the only asyncio of this side. It connects in the background, makes the streams and
+consumers of contract/streams.py, and stays: after a loss of the server it goes on by itself. Every call has a deadline;
+what it could not do by then is Unavailable. nats-py's `publish_async` is not used: its futures hang after a loss.
+"""
+
+import asyncio
+import json
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from engine.adapters.topology import connect, ensure
+from engine.contract.codec import decode, encode_nats
+from engine.contract.errors import BadEvent, Conflict, NotFound, Unavailable
+from engine.contract.events import Event, subject
+from engine.contract.schemas import validate
+from engine.contract.settings import Settings
+
+T = TypeVar("T")
+
+_WRONG_LAST_SEQUENCE = 10071
+# One attempt of a request: long enough for a synced write on a slow disk, short enough to be tried again in a second.
+_ATTEMPT_S = 2.0
+_RETRY_AFTER_S = 2.0
+# The server refuses a batched read of more subjects than this (nats-server, direct get).
+_READ_BATCH = 1000
+# Live events that a slow reader may be behind; beyond it the oldest are dropped, the log still has them.
+_LISTEN_LIMIT = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """A message as it stands in a stream."""
+
+    subject: str
+    sequence: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Bus:
+    """One connection to NATS, to be used from any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._connected = asyncio.Event()
+        self._nc: Any = None
+        self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
+        self._thread.start()
+        self._connecting = asyncio.run_coroutine_threadsafe(self._connect(), self._loop)
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Bus":
+        """A bus that connects in the background; the first call waits for it, up to its own deadline."""
+        return cls(settings)
+
+    def close(self) -> None:
+        """Send what is buffered and disconnect; at most 3 s."""
+        self._connecting.cancel()
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result(timeout=3)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=3)
+
+    def ping(self) -> None:
+        """Raise Unavailable unless JetStream answers within half a second."""
+        # A lambda: there is no self._js before the connection is up.
+        self._call(lambda: self._js.account_info(), deadline_s=0.5)  # noqa: PLW0108
+
+    def publish(self, event: Event, *, first: str | None = None, deadline_s: float = 5.0) -> int:
+        """Put a job event into the log; returns its stream sequence once the server has it.
+
+        `first`: a subject filter on which nothing may stand yet; Conflict if something does. A write whose answer was
+        lost is sent again under the same id, so it is in the log once. Raises BadEvent, Conflict, Unavailable.
+        """
+        headers, body = encode_nats(validate(event))
+        if first:
+            headers |= {
+                "Nats-Expected-Last-Subject-Sequence": "0",
+                "Nats-Expected-Last-Subject-Sequence-Subject": first,
+            }
+        try:
+            return self.publish_bytes(subject(event), headers, body, deadline_s=deadline_s)
+        except Conflict:
+            # Our own earlier try may be what came first: its answer was lost, and the server checks order before ids.
+            assert first is not None
+            stored = self.last("CINEVENT_JOBS", [first])
+            if stored and stored[-1].body == body:
+                return stored[-1].sequence
+            raise
+
+    def publish_bytes(self, to: str, headers: dict[str, str], body: bytes, *, deadline_s: float = 5.0) -> int:
+        """Publish these bytes, awaited; returns the stream sequence. Raises Conflict, Unavailable."""
+
+        async def send() -> int:
+            ack = await self._js.publish(to, body, headers=dict(headers), timeout=_ATTEMPT_S)
+            return int(ack.seq)
+
+        return self._call(send, deadline_s=deadline_s)
+
+    def publish_at(self, event: Event, *, set_on: str, due_on: str, when: datetime) -> None:
+        """Have JetStream publish `event` on `due_on` at `when`; a later call with the same `set_on` replaces it."""
+        headers, body = encode_nats(validate(event))
+        # A replaced alarm has the same event id and must not be taken for a duplicate.
+        del headers["Nats-Msg-Id"]
+        at = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        schedule = {"Nats-Schedule": f"@at {at}", "Nats-Schedule-Target": due_on}
+        self.publish_bytes(set_on, {**headers, **schedule}, body)
+
+    def last(self, stream: str, filters: Sequence[str], *, deadline_s: float = 5.0) -> list[Message]:
+        """The last message of every subject that matches one of `filters`, in stream order."""
+        return self._call(lambda: self._direct(stream, {"multi_last": list(filters)}), deadline_s=deadline_s)
+
+    def read(self, stream: str, *, matching: str, after: int = 0, limit: int = _READ_BATCH) -> list[Message]:
+        """Up to `limit` messages on subjects that match, the oldest first, with a sequence above `after`."""
+        query = {"seq": after + 1, "batch": min(limit, _READ_BATCH), "next_by_subj": matching}
+        return self._call(lambda: self._direct(stream, query), deadline_s=5.0)
+
+    def bounds(self, stream: str) -> tuple[int, int]:
+        """First and last sequence of a stream; the last is below the first while it is empty."""
+
+        async def ask() -> tuple[int, int]:
+            state = (await self._js.stream_info(stream)).state
+            return int(state.first_seq), int(state.last_seq)
+
+        return self._call(ask, deadline_s=5.0)
+
+    def delete(self, stream: str, sequence: int) -> None:
+        """Remove one message. Raises NotFound."""
+        self._call(lambda: self._js.delete_msg(stream, sequence), deadline_s=5.0)
+
+    @contextmanager
+    def listen(self, matching: str) -> Iterator[Callable[[float], Event | None]]:
+        """Live events on subjects that match, from now on: `next_event(timeout_s)` gives one, or None in time."""
+        events: queue.Queue[Event] = queue.Queue(maxsize=_LISTEN_LIMIT)
+
+        async def take(message: Any) -> None:
+            with suppress(BadEvent):
+                while events.full():
+                    events.get_nowait()
+                events.put_nowait(decode(message.headers or {}, message.data))
+
+        async def subscribe() -> Any:
+            subscription = await self._nc.subscribe(matching, cb=take)
+            # Flushed: the caller may rely on seeing whatever happens after `listen` began.
+            await self._nc.flush(2)
+            return subscription
+
+        def next_event(timeout_s: float) -> Event | None:
+            try:
+                return events.get(timeout=timeout_s)
+            except queue.Empty:
+                return None
+
+        subscription = self._call(subscribe, deadline_s=5.0)
+        try:
+            yield next_event
+        finally:
+            with suppress(Unavailable):
+                self._call(subscription.unsubscribe, deadline_s=1.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+            with suppress(asyncio.CancelledError, *_nats_errors()):
+                self._loop.run_until_complete(task)
+        self._loop.close()
+
+    async def _connect(self) -> None:
+        self._nc = await connect(self._settings, connected=self._connected)
+        self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
+        while not self._connected.is_set():
+            try:
+                await ensure(self._js, replicas=self._settings.nats_replicas)
+                self._connected.set()
+            except _nats_errors():
+                await asyncio.sleep(0.5)
+
+    async def _disconnect(self) -> None:
+        if self._nc is not None:
+            await self._nc.close()
+
+    def _call(self, operation: Callable[[], Awaitable[T]], *, deadline_s: float) -> T:
+        """Run `operation` on the loop until it succeeds, is refused for good, or the deadline passes."""
+        end = time.monotonic() + deadline_s
+
+        async def attempts() -> T:
+            while True:
+                try:
+                    async with asyncio.timeout_at(self._loop.time() + max(0.0, end - time.monotonic())):
+                        await self._connected.wait()
+                        return await operation()
+                except _nats_errors() as error:
+                    await self._judge(error)
+                    if time.monotonic() + 0.1 >= end:
+                        raise Unavailable(
+                            f"NATS does not answer: {_text(error)}", retry_after_s=_RETRY_AFTER_S
+                        ) from error
+                    await asyncio.sleep(0.1)
+
+        future = asyncio.run_coroutine_threadsafe(attempts(), self._loop)
+        try:
+            # The coroutine ends by itself at the deadline; the second is for a loop that is busy.
+            return future.result(timeout=deadline_s + 1.0)
+        except TimeoutError as error:
+            future.cancel()
+            raise Unavailable("NATS does not answer", retry_after_s=_RETRY_AFTER_S) from error
+
+    async def _judge(self, error: BaseException) -> None:
+        """Raise what no further try will change; put right what one may."""
+        from nats.js.errors import NoStreamResponseError, NotFoundError
+
+        if getattr(error, "err_code", None) == _WRONG_LAST_SEQUENCE:
+            raise Conflict(str(error)) from error
+        if isinstance(error, NoStreamResponseError):
+            # The server came back without its data: make the streams again.
+            with suppress(*_nats_errors()):
+                await ensure(self._js, replicas=self._settings.nats_replicas)
+        elif isinstance(error, NotFoundError):
+            raise NotFound(str(error)) from error
+
+    async def _direct(self, stream: str, query: dict[str, Any]) -> list[Message]:
+        """One batched direct get (NATS ADR-31): the answers come as messages, the last one has a status."""
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(inbox)
+        try:
+            await self._nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
+            found: list[Message] = []
+            while True:
+                answer = await subscription.next_msg(_ATTEMPT_S)
+                headers = {str(name): value for name, value in (answer.headers or {}).items()}
+                if status := headers.get("Status"):
+                    return found if status in ("204", "404") else _refused(stream, headers)
+                found.append(_message(answer, headers))
+        finally:
+            await subscription.unsubscribe()
+
+
+def _message(answer: Any, headers: dict[str, str]) -> Message:
+    sequence = int(headers["Nats-Sequence"])
+    return Message(subject=headers["Nats-Subject"], sequence=sequence, headers=headers, body=answer.data)
+
+
+def _refused(stream: str, headers: dict[str, str]) -> list[Message]:
+    raise Unavailable(f"{stream} cannot be read: {headers}", retry_after_s=_RETRY_AFTER_S)
+
+
+def _nats_errors() -> tuple[type[BaseException], ...]:
+    import nats.errors
+
+    return (nats.errors.Error, TimeoutError, OSError)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

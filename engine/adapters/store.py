@@ -1,0 +1,157 @@
+"""Where artifacts are: a directory, or an S3 bucket. The only file that knows boto3.
+
+A key is `<tenant>/<job>/a<attempt>/<name>` (contract/job.py). `put` is atomic: a reader sees a
+whole artifact or none.
+Foreign errors leave as NotFound or Unavailable.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlsplit
+
+from engine.contract.errors import NotFound, Unavailable
+from engine.contract.settings import Settings
+
+_RETRY_AFTER_S = 5.0
+
+
+class Store(Protocol):
+    """Keyed files; the promises are in tests/contract/test_store.py."""
+
+    def ping(self) -> None:
+        """Raise Unavailable unless artifacts can be written."""
+
+    def put(self, key: str, path: Path, *, content_type: str) -> None:
+        """Store the file at `path` under `key`, whole or not at all; an artifact of that key is replaced."""
+
+    def read(self, key: str) -> bytes:
+        """The artifact's bytes. Raises NotFound."""
+
+    def open(self, key: str) -> BinaryIO:
+        """The artifact as a seekable file, to be closed by the caller. Raises NotFound."""
+
+    def link(self, key: str, *, expires_s: int) -> str | None:
+        """An address at which anybody may read the artifact for `expires_s`; None if this store has no addresses."""
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that `store_url` names."""
+    parts = urlsplit(settings.store_url)
+    if parts.scheme == "s3":
+        return S3Store(parts.netloc, prefix=parts.path.strip("/"), endpoint=settings.s3_endpoint)
+    return DirStore(Path(parts.path))
+
+
+class DirStore:
+    """A store in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def ping(self) -> None:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"the store's directory cannot be made: {error}", retry_after_s=_RETRY_AFTER_S) from error
+        if not os.access(self._root, os.W_OK):
+            raise Unavailable(f"the store's directory {self._root} cannot be written", retry_after_s=_RETRY_AFTER_S)
+
+    def put(self, key: str, path: Path, *, content_type: str) -> None:  # noqa: ARG002  (a directory keeps no types)
+        target = self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as copy,
+                path.open("rb") as data,
+            ):
+                shutil.copyfileobj(data, copy)
+                copy.flush()
+                # A link to an artifact is sent as soon as put returns; it must survive a power loss.
+                os.fsync(copy.fileno())
+            os.chmod(copy.name, 0o644)
+            os.replace(copy.name, target)
+        except OSError as error:
+            raise Unavailable(f"cannot store {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
+
+    def read(self, key: str) -> bytes:
+        with self.open(key) as data:
+            return data.read()
+
+    def open(self, key: str) -> BinaryIO:
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise NotFound(f"there is no artifact {key}") from error
+
+    def link(self, key: str, *, expires_s: int) -> str | None:  # noqa: ARG002  (a directory has no addresses)
+        return None
+
+    def _path(self, key: str) -> Path:
+        path = (self._root / key).resolve()
+        if not path.is_relative_to(self._root):
+            raise NotFound(f"there is no artifact {key}")
+        return path
+
+
+class S3Store:
+    """A store in an S3 bucket, under a prefix; credentials as boto3 finds them."""
+
+    def __init__(self, bucket: str, *, prefix: str, endpoint: str) -> None:
+        # Imported here: boto3 takes half a second, and a directory needs none of it.
+        import boto3
+        from botocore.config import Config
+
+        config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 3})
+        self._client = boto3.client("s3", endpoint_url=endpoint or None, config=config)
+        self._bucket = bucket
+        self._prefix = prefix
+
+    def ping(self) -> None:
+        with _translated(self._bucket):
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def put(self, key: str, path: Path, *, content_type: str) -> None:
+        with _translated(key):
+            self._client.upload_file(str(path), self._bucket, self._name(key), ExtraArgs={"ContentType": content_type})
+
+    def read(self, key: str) -> bytes:
+        with self.open(key) as data:
+            return data.read()
+
+    def open(self, key: str) -> BinaryIO:
+        # A video of a few seconds is a few megabytes: spooled, beyond that on disk.
+        data = tempfile.SpooledTemporaryFile(max_size=8 * 2**20)  # noqa: SIM115  (the caller closes it)
+        with _translated(key):
+            self._client.download_fileobj(self._bucket, self._name(key), data)
+        data.seek(0)
+        return data  # type: ignore[return-value]  # typeshed: SpooledTemporaryFile is no BinaryIO, though it has all of it
+
+    def link(self, key: str, *, expires_s: int) -> str | None:
+        params = {"Bucket": self._bucket, "Key": self._name(key)}
+        return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s))
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        found: Any = error.response.get("Error", {})
+        if found.get("Code") in ("404", "NoSuchKey"):
+            raise NotFound(f"there is no artifact {what}") from error
+        raise Unavailable(
+            f"S3 refused {what}: {found.get('Code')} {found.get('Message')}", retry_after_s=_RETRY_AFTER_S
+        ) from error
+    except (Boto3Error, BotoCoreError) as error:
+        raise Unavailable(f"S3 does not answer for {what}: {error}", retry_after_s=_RETRY_AFTER_S) from error

@@ -1,0 +1,108 @@
+"""How a process meets NATS: the connection's options, and the streams and consumers of contract/streams.py.
+
+Coroutines, for the two that run a loop: bus.py and functions/source.py. `ensure` may run in many processes at once.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from engine.contract.settings import Settings
+from engine.contract.streams import CONSUMERS, STREAMS, Consumer, Stream
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+_LOG = logging.getLogger(__name__)
+_NAME_IN_USE = 10058
+# A message in hand is heartbeated every third of this; a source that died gives its messages back after it.
+ACK_WAIT_S = 30.0
+
+
+async def connect(settings: Settings, *, connected: asyncio.Event | None = None) -> "Client":
+    """A connection that never gives up: it waits for a server that is not there yet, and for one that went away.
+
+    `connected` is cleared when the connection is lost and set when it is back; setting it first is the caller's.
+    """
+    import nats
+
+    async def lost() -> None:
+        if connected:
+            connected.clear()
+
+    async def back() -> None:
+        if connected:
+            connected.set()
+
+    async def complain(error: Exception) -> None:
+        _LOG.debug("nats: %s", error)
+
+    return await nats.connect(
+        servers=settings.nats_url.split(","),
+        user_credentials=settings.nats_creds or None,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.25,
+        connect_timeout=2,
+        ping_interval=10,
+        max_outstanding_pings=2,
+        disconnected_cb=lost,
+        reconnected_cb=back,
+        error_cb=complain,
+    )
+
+
+async def ensure(js: "JetStreamContext", *, replicas: int) -> None:
+    """Make every stream and durable consumer as the tables say; those that are already so stay untouched."""
+    for stream in STREAMS:
+        await _ensure_stream(js, stream, replicas)
+    for consumer in CONSUMERS.values():
+        await js.add_consumer(consumer.stream, consumer_config(consumer))
+
+
+async def _ensure_stream(js: "JetStreamContext", stream: Stream, replicas: int) -> None:
+    from nats.js.errors import BadRequestError
+
+    config = stream_config(stream, replicas)
+    try:
+        await js.add_stream(config)
+    except BadRequestError as error:
+        if error.err_code != _NAME_IN_USE:
+            raise
+        await js.update_stream(config)
+
+
+def stream_config(stream: Stream, replicas: int) -> Any:
+    """The row as nats-py wants it."""
+    from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+
+    return StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        retention=RetentionPolicy.WORK_QUEUE if stream.work_queue else RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        max_age=stream.max_age_s,
+        max_msgs_per_subject=stream.max_per_subject,
+        num_replicas=replicas,
+        allow_direct=True,
+        allow_msg_schedules=stream.schedules or None,
+        # Schedules bring time-to-live with them: the server switches it on, and a config without it would differ.
+        allow_msg_ttl=stream.schedules or None,
+    )
+
+
+def consumer_config(consumer: Consumer) -> Any:
+    """The row as nats-py wants it."""
+    from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+    return ConsumerConfig(
+        durable_name=consumer.name,
+        filter_subject=consumer.filter,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ACK_WAIT_S,
+        # The source counts and writes the dead letter first; a limit of the server's would drop the message silently.
+        max_deliver=-1,
+        # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending.
+        max_ack_pending=1000,
+    )

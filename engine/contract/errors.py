@@ -1,0 +1,72 @@
+"""Every error that Cinevent raises on purpose, in one tree.
+
+    CineventError
+      Invalid            the caller's mistake; carries one Problem per broken rule
+        BadEvent         these bytes are not a CloudEvent that we accept
+      NotFound           no such job, for this tenant
+      Conflict           the log refused a conditional write: somebody was first
+      Unavailable        a service we need does not answer; carries retry_after_s
+      AtCapacity         no free place to run a job now; carries retry_after_s
+      JobFailed          this job cannot be done; carries a stable code, and whether another attempt may help
+
+A foreign exception is translated once, in the adapter that met it, `from` the original.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One broken rule of an input: where (RFC 6901 pointer), which rule, and what to change."""
+
+    pointer: str
+    rule: str
+    message: str
+
+
+class CineventError(Exception):
+    """The root of the tree."""
+
+
+class Invalid(CineventError):
+    """The input breaks rules; `problems` names each of them."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in problems))
+
+
+class BadEvent(Invalid):
+    """Bytes that are not a CloudEvent we accept."""
+
+
+class NotFound(CineventError):
+    """There is no such thing, for this tenant."""
+
+
+class Conflict(CineventError):
+    """The log refused a conditional write because another write came first."""
+
+
+class _Later(CineventError):
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Unavailable(_Later):
+    """A service we need does not answer; the same call may work after `retry_after_s`."""
+
+
+class AtCapacity(_Later):
+    """All places to run a job are taken; ask again after `retry_after_s`."""
+
+
+class JobFailed(CineventError):
+    """A job cannot be done. `code` is stable (docs/events.md); `retryable` says whether another attempt may help."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool) -> None:
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        super().__init__(f"{code}: {message}")

@@ -1,0 +1,178 @@
+"""A job: its id, its states, and its state as the fold of its events. Pure.
+
+The log is the only store (docs/architecture.md): nothing here is written anywhere; `fold` computes a Job from the last
+event per subject whenever somebody asks.
+"""
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from engine.contract.events import Event
+from engine.contract.request import Request
+
+ID_PATTERN = r"^j[a-z2-7]{25}$"
+# Their subjects would read like the system's own: cinevent.dead.>, cinevent.alarms.>
+_RESERVED_TENANTS = frozenset({"dead", "alarms", "webhooks"})
+
+
+class State(StrEnum):
+    """What the API shows; `stage` is the finer word."""
+
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing follows a final state."""
+        return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
+
+
+_DONE = {"completed": State.COMPLETED, "failed": State.FAILED, "cancelled": State.CANCELLED}
+
+TRANSITIONS: dict[State, dict[str, State]] = {
+    State.PENDING: {
+        "launched": State.PENDING,
+        "started": State.PROCESSING,
+        "retrying": State.PENDING,
+        "cancel": State.PENDING,
+        **_DONE,
+    },
+    State.PROCESSING: {
+        "launched": State.PROCESSING,
+        "started": State.PROCESSING,
+        "progress": State.PROCESSING,
+        "retrying": State.PENDING,
+        "cancel": State.PROCESSING,
+        **_DONE,
+    },
+    State.COMPLETED: {},
+    State.FAILED: {},
+    State.CANCELLED: {},
+}
+"""Which event leads where. An event that is not in its row changes nothing: it came too late or too early."""
+
+_STAGES = {"launched": "launching", "started": "starting", "retrying": "retrying"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """The state of one job, as of `sequence` in the stream of jobs."""
+
+    id: str
+    tenant: str
+    request: Request
+    state: State
+    stage: str
+    attempt: int
+    """0 before the first launch."""
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: Mapping[str, Any]
+    """Data of the newest progress event of this attempt; empty before the first."""
+    progress_at: datetime | None
+    outcome: Mapping[str, Any]
+    """Data of the final event; empty before it."""
+    sequence: int
+
+
+def new_id() -> str:
+    """A random job id: `j` and 25 lower-case base32 characters (a DNS label, a NATS token, an S3 key)."""
+    return _id(secrets.token_bytes(16))
+
+
+def derived_id(tenant: str, kind: str, *parts: str) -> str:
+    """The id that a repeat of the same request gets again; `kind` keeps idempotency keys and CloudEvents apart."""
+    # Lengths before values: ("a", "bc") and ("ab", "c") must differ.
+    text = "".join(f"{len(part.encode())}:{part}" for part in (tenant, kind, *parts))
+    return _id(hashlib.sha256(text.encode()).digest())
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of a job id."""
+    return re.fullmatch(ID_PATTERN, text) is not None
+
+
+def is_tenant(text: str) -> bool:
+    """Whether `text` may name a tenant: a DNS label that no subject of the system uses."""
+    return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?", text) is not None and text not in _RESERVED_TENANTS
+
+
+def run_name(job: str, attempt: int) -> str:
+    """The name of what a launcher starts for one attempt; 28 to 29 characters, a DNS label."""
+    return f"{job}-a{attempt}"
+
+
+def artifact_key(tenant: str, job: str, attempt: int, name: str) -> str:
+    """Where an artifact is in the store; each attempt has a folder, so that a late one overwrites nothing."""
+    return f"{tenant}/{job}/a{attempt}/{name}"
+
+
+def fold(events: Iterable[tuple[int, Event]]) -> Job | None:
+    """The state after these (stream sequence, event) pairs, in log order; None without a `requested` event.
+
+    Words of an older attempt are ignored: a run that was given up may still speak.
+    """
+    job: Job | None = None
+    for sequence, event in events:
+        if event.name == "requested":
+            job = job or _accepted(sequence, event)
+        elif job is not None:
+            job = _apply(job, sequence, event)
+    return job
+
+
+def _accepted(sequence: int, event: Event) -> Job:
+    return Job(
+        id=event.data["job"],
+        tenant=event.data["tenant"],
+        request=Request.from_json(event.data["request"]),
+        state=State.PENDING,
+        stage="queued",
+        attempt=0,
+        cancel_requested=False,
+        created_at=event.time,
+        started_at=None,
+        finished_at=None,
+        progress={},
+        progress_at=None,
+        outcome={},
+        sequence=sequence,
+    )
+
+
+def _apply(job: Job, sequence: int, event: Event) -> Job:
+    after = TRANSITIONS[job.state].get(event.name)
+    attempt = event.data.get("attempt", job.attempt)
+    if after is None or (attempt < job.attempt and not after.is_final):
+        return job
+    if attempt > job.attempt:
+        job = replace(job, attempt=attempt, progress={}, progress_at=None)
+    if event.name == "progress":
+        return replace(job, progress=event.data, progress_at=event.time, stage=_cancelling(job) or event.data["stage"])
+    job = replace(job, state=after, sequence=max(job.sequence, sequence))
+    if after.is_final:
+        return replace(job, stage=event.name, finished_at=event.time, outcome=event.data)
+    if event.name == "cancel":
+        return replace(job, cancel_requested=True, stage="cancelling")
+    started_at = event.time if event.name == "started" else job.started_at
+    return replace(job, started_at=started_at, stage=_cancelling(job) or _STAGES[event.name])
+
+
+def _cancelling(job: Job) -> str:
+    return "cancelling" if job.cancel_requested else ""
+
+
+def _id(raw: bytes) -> str:
+    return "j" + base64.b32encode(raw).decode().lower()[:25]

@@ -1,0 +1,172 @@
+"""The model catalog: one row per model that a request may name.
+
+A row is data: limits that submit checks, defaults that fill a request, shapes that the plan divides, and the name of
+the loader family. It does not know torch. Figures of the Wan2.2 rows: the official configurations
+(Wan-Video/Wan2.2, wan/configs/*.py); the transformer's patch is (1, 2, 2) in all of them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """An inclusive range and the value used when the request names none."""
+
+    low: int
+    high: int
+    default: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRow:
+    """One model: its limits, its defaults and its shape."""
+
+    name: str
+    family: str
+    """Module of engine/models that loads it."""
+    hub: str
+    """Hugging Face id of the diffusers folder; empty for the tiny rows, which are built locally."""
+    needs_image: bool
+    num_heads: int
+    num_layers: int
+    latent_channels: int
+    spatial_stride: int
+    """Pixels per latent cell, each way."""
+    temporal_stride: int
+    """Frames per latent frame after the first; a video has k * temporal_stride + 1 frames."""
+    width: Limits
+    height: Limits
+    max_pixels: int
+    """Most pixels per frame: the largest size the weights were trained for."""
+    num_frames: Limits
+    fps: Limits
+    steps: Limits
+    guidance_scale: float
+    """Of the only expert, or of the high-noise one."""
+    guidance_scale_2: float | None
+    """Of the low-noise expert; None where there is one expert."""
+    flow_shift: float
+    boundary: float | None
+    """Share of the noise schedule above which the high-noise expert works; None where there is one expert."""
+    dtype: str
+    negative_prompt: str
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be a multiple of this: one latent patch of 2 x 2 cells."""
+        return self.spatial_stride * 2
+
+    def num_tokens(self, *, width: int, height: int, num_frames: int) -> int:
+        """Length of the transformer's sequence for one video."""
+        latent_frames = (num_frames - 1) // self.temporal_stride + 1
+        return latent_frames * (height // self.size_multiple) * (width // self.size_multiple)
+
+
+# The official negative prompt (wan/configs/shared_config.py): the weights were tuned with it.
+_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def _a14b(
+    name: str, *, hub: str, needs_image: bool, guidance: tuple[float, float], shift: float, boundary: float
+) -> ModelRow:
+    return ModelRow(
+        name=name,
+        family="wan",
+        hub=hub,
+        needs_image=needs_image,
+        num_heads=40,
+        num_layers=40,
+        latent_channels=16,
+        spatial_stride=8,
+        temporal_stride=4,
+        width=Limits(low=256, high=1280, default=1280),
+        height=Limits(low=256, high=1280, default=720),
+        max_pixels=1280 * 720,
+        num_frames=Limits(low=5, high=121, default=81),
+        fps=Limits(low=1, high=60, default=16),
+        steps=Limits(low=1, high=100, default=40),
+        guidance_scale=guidance[0],
+        guidance_scale_2=guidance[1],
+        flow_shift=shift,
+        boundary=boundary,
+        dtype="bfloat16",
+        negative_prompt=_NEGATIVE_PROMPT,
+    )
+
+
+def _tiny(name: str, *, spatial_stride: int, guidance_2: float | None, boundary: float | None) -> ModelRow:
+    # Real classes, random weights, small enough for a laptop's processor: for tests, demos and development.
+    return ModelRow(
+        name=name,
+        family="wan",
+        hub="",
+        needs_image=False,
+        num_heads=4,
+        num_layers=3,
+        latent_channels=16,
+        spatial_stride=spatial_stride,
+        temporal_stride=4,
+        width=Limits(low=32, high=512, default=128),
+        height=Limits(low=32, high=512, default=96),
+        max_pixels=512 * 512,
+        num_frames=Limits(low=5, high=121, default=9),
+        fps=Limits(low=1, high=60, default=8),
+        steps=Limits(low=1, high=100, default=8),
+        guidance_scale=4.0,
+        guidance_scale_2=guidance_2,
+        flow_shift=5.0,
+        boundary=boundary,
+        dtype="float32",
+        negative_prompt="bright colors overexposed static",
+    )
+
+
+_ROWS = (
+    _a14b(
+        "wan2.2-t2v-a14b",
+        hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        needs_image=False,
+        guidance=(4.0, 3.0),
+        shift=12.0,
+        boundary=0.875,
+    ),
+    _a14b(
+        "wan2.2-i2v-a14b",
+        hub="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        needs_image=True,
+        guidance=(3.5, 3.5),
+        shift=5.0,
+        boundary=0.9,
+    ),
+    ModelRow(
+        name="wan2.2-ti2v-5b",
+        family="wan",
+        hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        needs_image=False,
+        num_heads=24,
+        num_layers=30,
+        latent_channels=48,
+        spatial_stride=16,
+        temporal_stride=4,
+        width=Limits(low=256, high=1280, default=1280),
+        height=Limits(low=256, high=1280, default=704),
+        max_pixels=1280 * 704,
+        num_frames=Limits(low=5, high=121, default=121),
+        fps=Limits(low=1, high=60, default=24),
+        steps=Limits(low=1, high=100, default=50),
+        guidance_scale=5.0,
+        guidance_scale_2=None,
+        flow_shift=5.0,
+        boundary=None,
+        dtype="bfloat16",
+        negative_prompt=_NEGATIVE_PROMPT,
+    ),
+    _tiny("tiny-t2v", spatial_stride=8, guidance_2=3.0, boundary=0.875),
+    _tiny("tiny-ti2v", spatial_stride=16, guidance_2=None, boundary=None),
+)
+
+CATALOG: dict[str, ModelRow] = {row.name: row for row in _ROWS}

@@ -1,0 +1,298 @@
+"""A request: what a producer may ask for, and how it becomes a complete, checked value.
+
+In: the JSON that a producer sent, and the id its job will have. Out: a Request in which every default is filled in, so
+that the same request gives the same video on any later attempt. Limits come from the model row alone. No I/O.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import jsonschema_rs
+
+from engine.contract.errors import Invalid, Problem
+from engine.contract.models import CATALOG, Limits, ModelRow
+
+PRIORITIES = ("high", "normal", "low")
+WEBHOOK_EVENTS = ("completed", "failed", "cancelled")
+# Wan's text encoder reads 512 tokens; 4,000 characters is beyond that in every language.
+PROMPT_MAX_CHARACTERS = 4000
+MAX_ATTEMPTS = 10
+# A week: longer than any real job, short enough that a forgotten one ends.
+DEADLINE_MAX_S = 7 * 24 * 3600
+SEED_MAX = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """What the model gets; sizes in pixels."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None
+    flow_shift: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Webhook:
+    """Where to tell the outcome, and which outcomes."""
+
+    url: str
+    events: tuple[str, ...] = WEBHOOK_EVENTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A checked request; immutable. Two equal requests ask for the same thing."""
+
+    model: str
+    input: Input
+    priority: str = "normal"
+    max_attempts: int = 3
+    deadline_s: int = 6 * 3600
+    """From acceptance to the end, attempts and waits included."""
+    webhook: Webhook | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def row(self) -> ModelRow:
+        """The catalog row of its model."""
+        return CATALOG[self.model]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as it stands in events; `from_json` is the inverse."""
+        data = asdict(self)
+        if self.webhook:
+            data["webhook"]["events"] = list(self.webhook.events)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Request":
+        """Rebuild a request from an event that was valid when it was accepted."""
+        hook = data.get("webhook")
+        return cls(
+            **{
+                **data,
+                "input": Input(**data["input"]),
+                "webhook": hook and Webhook(url=hook["url"], events=tuple(hook["events"])),
+            }
+        )
+
+
+def parse(data: Any, *, job: str) -> Request:
+    """Check a producer's JSON and fill in every default; the seed comes from the job's id, so a repeat is equal.
+
+    Raises Invalid with one Problem per broken rule.
+    """
+    row = _row(data)
+    problems = list(_schema_problems(data, row))
+    if problems:
+        raise Invalid(*problems)
+    given = {**data["input"], "prompt": unicodedata.normalize("NFC", data["input"]["prompt"])}
+    request = Request(
+        **{name: data[name] for name in ("priority", "max_attempts", "deadline_s", "metadata") if name in data},
+        model=row.name,
+        input=_fill(given, row, job=job),
+        webhook=_webhook(data.get("webhook")),
+    )
+    problems = list(_rule_problems(request))
+    if problems:
+        raise Invalid(*problems)
+    return request
+
+
+def schema(row: ModelRow) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a request for `row`; the rules it cannot say are in `parse`."""
+    inputs = {
+        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_MAX_CHARACTERS},
+        "negative_prompt": {"type": "string", "maxLength": PROMPT_MAX_CHARACTERS, "default": row.negative_prompt},
+        "width": _integer(row.width, multiple_of=row.size_multiple),
+        "height": _integer(row.height, multiple_of=row.size_multiple),
+        "num_frames": _integer(row.num_frames),
+        "fps": _integer(row.fps),
+        "steps": _integer(row.steps),
+        "guidance_scale": _number(0, 30, row.guidance_scale),
+        "flow_shift": _number(0.1, 30, row.flow_shift),
+        "seed": {"type": "integer", "minimum": 0, "maximum": SEED_MAX},
+    }
+    if row.guidance_scale_2 is not None:
+        inputs["guidance_scale_2"] = _number(0, 30, row.guidance_scale_2)
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["model", "input"],
+        "properties": {
+            "model": {"const": row.name},
+            "input": {"type": "object", "additionalProperties": False, "required": ["prompt"], "properties": inputs},
+            **OPTIONS,
+        },
+    }
+
+
+OPTIONS: dict[str, Any] = {
+    "priority": {"enum": list(PRIORITIES), "default": "normal"},
+    "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS, "default": 3},
+    "deadline_s": {"type": "integer", "minimum": 1, "maximum": DEADLINE_MAX_S, "default": 6 * 3600},
+    "webhook": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["url"],
+        "properties": {
+            "url": {"type": "string", "minLength": 1, "maxLength": 2048},
+            "events": {
+                "type": "array",
+                "minItems": 1,
+                "uniqueItems": True,
+                "items": {"enum": list(WEBHOOK_EVENTS)},
+                "default": list(WEBHOOK_EVENTS),
+            },
+        },
+    },
+    "metadata": {
+        "type": "object",
+        "maxProperties": 16,
+        "propertyNames": {"minLength": 1, "maxLength": 64},
+        "additionalProperties": {"type": "string", "maxLength": 256},
+    },
+}
+"""Schemas of the fields beside `model` and `input`, the same for every model."""
+
+
+def _row(data: Any) -> ModelRow:
+    if not isinstance(data, dict):
+        raise Invalid(Problem(pointer="", rule="type", message=f"a request is a JSON object, not {_kind(data)}"))
+    name = data.get("model")
+    if not isinstance(name, str) or name not in CATALOG:
+        given = "missing" if "model" not in data else repr(name)[:80]
+        raise Invalid(
+            Problem(pointer="/model", rule="enum", message=f"model is {given}; allowed: {', '.join(CATALOG)}")
+        )
+    row = CATALOG[name]
+    if row.needs_image:
+        text = ", ".join(other.name for other in CATALOG.values() if not other.needs_image)
+        message = f"{name} needs an input image, which this release does not take; models that need none: {text}"
+        raise Invalid(Problem(pointer="/model", rule="unavailable", message=message))
+    return row
+
+
+@cache
+def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(schema(CATALOG[name]))
+
+
+def _schema_problems(data: Any, row: ModelRow) -> Iterator[Problem]:
+    return problems(_validator(row.name), data)
+
+
+def problems(validator: jsonschema_rs.Draft202012Validator, data: Any) -> Iterator[Problem]:
+    """The schema errors of `data` as Problems; long values are cut from the messages."""
+    for error in validator.iter_errors(data):
+        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in error.instance_path)
+        message = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-120:]}"
+        yield Problem(pointer=pointer, rule=str(error.kind.name), message=message)
+
+
+def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
+    defaults = {
+        "negative_prompt": row.negative_prompt,
+        "width": row.width.default,
+        "height": row.height.default,
+        "num_frames": row.num_frames.default,
+        "fps": row.fps.default,
+        "steps": row.steps.default,
+        "guidance_scale": row.guidance_scale,
+        "guidance_scale_2": row.guidance_scale_2,
+        "flow_shift": row.flow_shift,
+        "seed": int.from_bytes(hashlib.sha256(job.encode()).digest()[:4]),
+    }
+    merged = {**defaults, **given}
+    # JSON has one number type: 5 and 5.0 ask for the same video and must compare equal.
+    whole = {f.name for f in fields(Input) if f.type is int}
+    real = {"guidance_scale", "guidance_scale_2", "flow_shift"}
+    cast: dict[str, Any] = {
+        n: int(v) if n in whole else float(v) if n in real and v is not None else v for n, v in merged.items()
+    }
+    return Input(**cast)
+
+
+def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
+    if data is None:
+        return None
+    return Webhook(url=data["url"], events=tuple(data.get("events", WEBHOOK_EVENTS)))
+
+
+def _rule_problems(request: Request) -> Iterator[Problem]:
+    given, row = request.input, request.row
+    for name in ("prompt", "negative_prompt"):
+        yield from _text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
+    for name, value in request.metadata.items():
+        yield from _text_problems(name + value, f"/metadata/{name}", may_be_empty=True)
+    if (given.num_frames - 1) % row.temporal_stride:
+        below = (given.num_frames - 1) // row.temporal_stride * row.temporal_stride + 1
+        message = (
+            f"num_frames is {given.num_frames}; allowed: {row.temporal_stride}k + 1, such as {below} or {below + 4}"
+        )
+        yield Problem(pointer="/input/num_frames", rule="frames", message=message)
+    if given.width * given.height > row.max_pixels:
+        pixels = f"{given.width} x {given.height} is {given.width * given.height} pixels"
+        message = f"{pixels}; {row.name} makes at most {row.max_pixels}"
+        yield Problem(pointer="/input/width", rule="max_pixels", message=message)
+    if request.webhook:
+        yield from _url_problems(request.webhook.url)
+
+
+def _text_problems(text: str, pointer: str, *, may_be_empty: bool) -> Iterator[Problem]:
+    if not text.strip() and not may_be_empty:
+        yield Problem(pointer=pointer, rule="blank", message="the text is blank; write what the video shows")
+    # Cc: control characters, Cs: lone surrogates (no UTF-8 form), Co and Cn: no agreed meaning.
+    bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}
+    if bad:
+        named = ", ".join(sorted(f"U+{ord(c):04X}" for c in bad)[:5])
+        message = f"control characters are not allowed except newline and tab; remove {named}"
+        yield Problem(pointer=pointer, rule="control_characters", message=message)
+
+
+def _url_problems(url: str) -> Iterator[Problem]:
+    pointer = "/webhook/url"
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError as error:
+        yield Problem(pointer=pointer, rule="uri", message=f"not an address: {error}")
+        return
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+        yield Problem(
+            pointer=pointer,
+            rule="uri",
+            message="allowed: http:// or https:// with a host, such as https://example.com/hook",
+        )
+    if parts.username is not None or parts.password is not None:
+        yield Problem(
+            pointer=pointer, rule="userinfo", message="an address with a user name or password is not allowed"
+        )
+    if not url.isascii() or any(c.isspace() for c in url):
+        yield Problem(pointer=pointer, rule="uri", message="an address has only ASCII characters and no spaces")
+
+
+def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:
+    rule = {"type": "integer", "minimum": limits.low, "maximum": limits.high, "default": limits.default}
+    return rule if multiple_of is None else {**rule, "multipleOf": multiple_of}
+
+
+def _number(low: float, high: float, default: float) -> dict[str, Any]:
+    return {"type": "number", "minimum": low, "maximum": high, "default": default}
+
+
+def _kind(value: Any) -> str:
+    return {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")

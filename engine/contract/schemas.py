@@ -1,0 +1,136 @@
+"""JSON Schemas (2020-12) of every event's data, and the check against them. Pure.
+
+`published()` is what docs/schemas/ holds (`make docs` writes it, a test compares); an event's `dataschema` names one of
+them. Events may grow fields in v1, so unknown fields pass; requests may not have any (request.py).
+"""
+
+from functools import cache
+from typing import Any
+
+import jsonschema_rs
+
+from engine.contract.errors import BadEvent
+from engine.contract.events import EVENTS, SCHEMA_BASE, Event
+from engine.contract.job import ID_PATTERN
+from engine.contract.models import CATALOG
+from engine.contract.request import PRIORITIES, problems, schema
+
+STAGES = ("loading", "encoding_text", "denoising", "decoding", "encoding_video", "storing")
+"""What a run does, in this order; the words of a progress event's `stage`."""
+
+_ATTEMPT = {"type": "integer", "minimum": 1, "description": "counts from 1"}
+_SECONDS = {"type": "number", "minimum": 0}
+_ERROR = {
+    "type": "object",
+    "required": ["code", "message"],
+    "properties": {
+        "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "stable; docs/events.md lists them"},
+        "message": {"type": "string"},
+        "log_tail": {"type": "string", "description": "the last lines of the run's log"},
+    },
+}
+_PLAN = {
+    "type": "object",
+    "properties": {
+        name: {"type": "integer", "minimum": 1}
+        for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
+    },
+}
+
+
+def _artifact(**more: Any) -> dict[str, Any]:
+    properties = {
+        "key": {"type": "string", "description": "name in the store"},
+        "content_type": {"type": "string"},
+        "size_bytes": {"type": "integer", "minimum": 0},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        **more,
+    }
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_VIDEO = _artifact(
+    width={"type": "integer"},
+    height={"type": "integer"},
+    num_frames={"type": "integer"},
+    fps={"type": "integer"},
+    duration_s=_SECONDS,
+)
+
+_DATA: dict[str, dict[str, Any]] = {
+    "requested": {
+        "request": {
+            "type": "object",
+            "required": ["model", "input", "priority", "max_attempts", "deadline_s"],
+            "properties": {"priority": {"enum": list(PRIORITIES)}},
+            "description": "the request with every default filled in",
+        }
+    },
+    "launched": {"attempt": _ATTEMPT, "launcher": {"type": "string"}, "run": {"type": "string"}, "plan": _PLAN},
+    "started": {"attempt": _ATTEMPT, "world_size": {"type": "integer", "minimum": 1}},
+    "progress": {
+        "attempt": _ATTEMPT,
+        "stage": {"enum": list(STAGES)},
+        "step": {"type": "integer", "minimum": 0, "description": "denoising steps done"},
+        "steps": {"type": "integer", "minimum": 1},
+        "percent": {"type": "number", "minimum": 0, "maximum": 100, "description": "never falls within an attempt"},
+        "eta_s": {"type": ["number", "null"], "minimum": 0, "description": "seconds to the end; null while unknown"},
+        "seconds_per_step": {"type": ["number", "null"], "minimum": 0},
+    },
+    "retrying": {"attempt": {**_ATTEMPT, "description": "the next attempt"}, "error": _ERROR},
+    "cancel": {},
+    "completed": {
+        "attempt": _ATTEMPT,
+        "artifacts": {
+            "type": "object",
+            "required": ["video", "poster", "manifest"],
+            "properties": {"video": _VIDEO, "poster": _artifact(), "manifest": _artifact()},
+        },
+        "timings": {"type": "object", "additionalProperties": _SECONDS, "description": "seconds per stage"},
+    },
+    "failed": {"attempt": {**_ATTEMPT, "minimum": 0}, "error": _ERROR},
+    "cancelled": {"attempt": {**_ATTEMPT, "minimum": 0}},
+    "check": {},
+}
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """Every schema by its file name."""
+    events = {f"job.{name}.v1.json": _published(name) for name in EVENTS}
+    rows = [schema(row) for row in CATALOG.values() if not row.needs_image]
+    request = {"title": "io.cinevent.job.request.v1", "oneOf": rows}
+    return {**events, "job.request.v1.json": _with_head("job.request.v1.json", request)}
+
+
+def validate(event: Event) -> Event:
+    """The same event, if its data keeps the schema of its type; an event of another type passes. Raises BadEvent."""
+    if event.name in EVENTS:
+        found = tuple(problems(_validator(event.name), dict(event.data)))
+        if found:
+            raise BadEvent(*found)
+    return event
+
+
+@cache
+def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(_published(name))
+
+
+def _published(name: str) -> dict[str, Any]:
+    properties = {
+        "job": {"type": "string", "pattern": ID_PATTERN},
+        "tenant": {"type": "string"},
+        **_DATA[name],
+    }
+    body = {
+        "title": f"io.cinevent.job.{name}.v1",
+        "description": EVENTS[name].promise,
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+    }
+    return _with_head(f"job.{name}.v1.json", body)
+
+
+def _with_head(file: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{SCHEMA_BASE}{file}", **body}

@@ -1,0 +1,114 @@
+"""Settings: every environment variable that Cinevent reads, in one list. Pure: built from a mapping.
+
+`Settings.read(os.environ)` is called once, at the top of a process. docs/settings.md is generated from this file.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from engine.contract.errors import Invalid, Problem
+from engine.contract.job import is_tenant
+
+
+def _env(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """One field per variable: field `nats_url` is CINEVENT_NATS_URL."""
+
+    nats_url: str = _env("nats://127.0.0.1:4222", "NATS servers, separated by commas.")
+    nats_creds: str = _env("", "File with NATS credentials; empty: none.")
+    nats_replicas: int = _env(1, "Copies of each stream; 3 where NATS runs in three zones.")
+    store_url: str = _env(
+        "file:.cinevent/store",
+        "Where artifacts go: file:DIRECTORY, or s3://BUCKET/PREFIX (credentials as boto3 finds them).",
+    )
+    s3_endpoint: str = _env("", "Address of an S3 service other than AWS; empty: AWS.")
+    models_dir: str = _env(".cinevent/models", "Folder with one diffusers folder per model, named after the model.")
+    tenant: str = _env("default", "Tenant of every request; there are no credentials yet that could name one.")
+    launcher: str = _env("local", "How a job's engine is started.")
+    runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
+    num_nodes: int = _env(1, "Nodes per job.")
+    num_processes: int = _env(1, "Processes per node: its GPUs, or 1 to 2 without any.")
+    max_runs: int = _env(1, "Runs at one time; further jobs wait in the queue.")
+    check_interval_s: float = _env(
+        30.0, "Time between two looks at a running job. Shorter finds a dead run sooner and costs one request each."
+    )
+    stall_s: float = _env(900.0, "A run without a new stage or step for this long is given up and tried again.")
+    engine_command: str = _env(
+        "", "What the local launcher starts instead of torchrun, for benchmarks; split as a shell would."
+    )
+    webhook_secret: str = _env("", "Signing secret of webhooks, whsec_ and base64 (Standard Webhooks).")
+    webhook_timeout_s: float = _env(15.0, "Longest time that one delivery may take.")
+    public_url: str = _env("http://127.0.0.1:8080", "Address of submit as its users see it; links start with it.")
+    job: str = _env("", "Engine: the job of this run. Set by the launcher.")
+    attempt: int = _env(1, "Engine: the attempt of this run. Set by the launcher.")
+    plan: str = _env("", "Engine: the plan of this run as JSON. Set by the launcher.")
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "Settings":
+        """The settings in `environ`. Raises Invalid naming each variable with a bad value."""
+        values: dict[str, Any] = {}
+        problems: list[Problem] = []
+        for item in fields(cls):
+            name = env_name(item.name)
+            if not environ.get(name):
+                continue
+            try:
+                values[item.name] = _PARSERS[type(item.default)](environ[name])
+            except ValueError:
+                kind = {int: "a whole number", float: "a number"}[type(item.default)]
+                problems.append(Problem(pointer=name, rule="type", message=f"{environ[name]!r} is not {kind}"))
+        problems += [] if problems else _rules(cls(**values))
+        if problems:
+            raise Invalid(*problems)
+        return cls(**values)
+
+    def environ(self) -> dict[str, str]:
+        """The variables that `read` turns into these settings again: what a child process gets."""
+        return {
+            env_name(item.name): str(getattr(self, item.name))
+            for item in fields(self)
+            if getattr(self, item.name) != item.default
+        }
+
+
+def env_name(field_name: str) -> str:
+    """The variable of a field."""
+    return f"CINEVENT_{field_name.upper()}"
+
+
+_PARSERS: dict[type, Any] = {str: str, int: int, float: float}
+
+
+def _rules(settings: Settings) -> list[Problem]:
+    positive = (
+        "nats_replicas",
+        "num_nodes",
+        "num_processes",
+        "max_runs",
+        "check_interval_s",
+        "stall_s",
+        "webhook_timeout_s",
+        "attempt",
+    )
+    problems = [
+        Problem(pointer=env_name(name), rule="positive", message=f"{getattr(settings, name)} is not more than 0")
+        for name in positive
+        if not getattr(settings, name) > 0
+    ]
+    if not is_tenant(settings.tenant):
+        message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
+        problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))
+    if not settings.store_url.startswith(("file:", "s3://")):
+        message = f"{settings.store_url!r} is not a store; allowed: file:DIRECTORY or s3://BUCKET/PREFIX"
+        problems.append(Problem(pointer=env_name("store_url"), rule="scheme", message=message))
+    try:
+        shlex.split(settings.engine_command)
+    except ValueError as error:
+        problems.append(Problem(pointer=env_name("engine_command"), rule="shell", message=str(error)))
+    return problems

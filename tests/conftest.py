@@ -1,0 +1,56 @@
+"""Fixtures for all tests: a clean environment, a real nats-server, a sink, a bus."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.adapters.bus import Bus
+from engine.adapters.history import History
+from engine.contract.settings import Settings
+from tests.servers import NatsServer, Sink
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the developer's shell reaches a test."""
+    for name in [name for name in os.environ if name.startswith(("CINEVENT_", "K_", "AWS_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def settings(nats: NatsServer, tmp_path: Path) -> Settings:
+    return Settings(
+        nats_url=nats.url,
+        store_url=f"file:{tmp_path / 'store'}",
+        models_dir=str(tmp_path / "models"),
+        runs_dir=str(tmp_path / "runs"),
+    )
+
+
+@pytest.fixture
+def bus(settings: Settings) -> Iterator[Bus]:
+    opened = Bus.open(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def history(bus: Bus) -> History:
+    return History(bus)
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    server = Sink()
+    yield server
+    server.close()
