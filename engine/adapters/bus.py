@@ -48,8 +48,9 @@ class Message:
 class Bus:
     """One connection to NATS, to be used from any thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_client: bool = False) -> None:
         self._settings = settings
+        self._is_client = is_client
         self._loop = asyncio.new_event_loop()
         self._connected = asyncio.Event()
         self._nc: Any = None
@@ -58,9 +59,12 @@ class Bus:
         self._connecting = asyncio.run_coroutine_threadsafe(self._connect(), self._loop)
 
     @classmethod
-    def open(cls, settings: Settings) -> "Bus":
-        """A bus that connects in the background; the first call waits for it, up to its own deadline."""
-        return cls(settings)
+    def open(cls, settings: Settings, *, is_client: bool = False) -> "Bus":
+        """A bus that connects in the background; the first call waits for it, up to its own deadline.
+
+        A client only uses what is there: it makes no streams.
+        """
+        return cls(settings, is_client=is_client)
 
     def close(self) -> None:
         """Send what is buffered and disconnect; at most 3 s."""
@@ -181,10 +185,14 @@ class Bus:
         self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
         while not self._connected.is_set():
             try:
-                await ensure(self._js, replicas=self._settings.nats_replicas)
+                await self._ensure()
                 self._connected.set()
             except _nats_errors():
                 await asyncio.sleep(0.5)
+
+    async def _ensure(self) -> None:
+        if not self._is_client:
+            await ensure(self._js, replicas=self._settings.nats_replicas)
 
     async def _disconnect(self) -> None:
         if self._nc is not None:
@@ -203,9 +211,8 @@ class Bus:
                 except _nats_errors() as error:
                     await self._judge(error)
                     if time.monotonic() + 0.1 >= end:
-                        raise Unavailable(
-                            f"NATS does not answer: {_text(error)}", retry_after_s=_RETRY_AFTER_S
-                        ) from error
+                        reason = str(error) or f"no answer from {self._settings.nats_url} in {deadline_s:g} s"
+                        raise Unavailable(f"NATS does not answer: {reason}", retry_after_s=_RETRY_AFTER_S) from error
                     await asyncio.sleep(0.1)
 
         future = asyncio.run_coroutine_threadsafe(attempts(), self._loop)
@@ -225,7 +232,7 @@ class Bus:
         if isinstance(error, NoStreamResponseError):
             # The server came back without its data: make the streams again.
             with suppress(*_nats_errors()):
-                await ensure(self._js, replicas=self._settings.nats_replicas)
+                await self._ensure()
         elif isinstance(error, NotFoundError):
             raise NotFound(str(error)) from error
 
@@ -259,7 +266,3 @@ def _nats_errors() -> tuple[type[BaseException], ...]:
     import nats.errors
 
     return (nats.errors.Error, TimeoutError, OSError)
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__

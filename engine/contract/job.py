@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from engine.contract.events import Event
+from engine.contract.events import Event, trace_extensions
 from engine.contract.request import Request
 
 ID_PATTERN = r"^j[a-z2-7]{25}$"
@@ -85,6 +85,8 @@ class Job:
     outcome: Mapping[str, Any]
     """Data of the final event; empty before it."""
     sequence: int
+    extensions: Mapping[str, str]
+    """Trace context of the request, which every later event of the job carries on."""
 
 
 def new_id() -> str:
@@ -149,6 +151,7 @@ def _accepted(sequence: int, event: Event) -> Job:
         progress_at=None,
         outcome={},
         sequence=sequence,
+        extensions=trace_extensions(event.extensions),
     )
 
 

@@ -96,19 +96,20 @@ def parse(data: Any, *, job: str) -> Request:
     Raises Invalid with one Problem per broken rule.
     """
     row = _row(data)
-    problems = list(_schema_problems(data, row))
-    if problems:
-        raise Invalid(*problems)
+    broken = list(problems(_validator(row.name), data))
+    if broken:
+        raise Invalid(*broken)
     given = {**data["input"], "prompt": unicodedata.normalize("NFC", data["input"]["prompt"])}
     request = Request(
-        **{name: data[name] for name in ("priority", "max_attempts", "deadline_s", "metadata") if name in data},
+        **{name: data[name] for name in ("priority", "metadata") if name in data},
+        **{name: int(data[name]) for name in ("max_attempts", "deadline_s") if name in data},
         model=row.name,
         input=_fill(given, row, job=job),
         webhook=_webhook(data.get("webhook")),
     )
-    problems = list(_rule_problems(request))
-    if problems:
-        raise Invalid(*problems)
+    broken = list(_rule_problems(request))
+    if broken:
+        raise Invalid(*broken)
     return request
 
 
@@ -191,16 +192,21 @@ def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(schema(CATALOG[name]))
 
 
-def _schema_problems(data: Any, row: ModelRow) -> Iterator[Problem]:
-    return problems(_validator(row.name), data)
-
-
 def problems(validator: jsonschema_rs.Draft202012Validator, data: Any) -> Iterator[Problem]:
     """The schema errors of `data` as Problems; long values are cut from the messages."""
-    for error in validator.iter_errors(data):
-        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in error.instance_path)
+    try:
+        errors = list(validator.iter_errors(data))
+    except ValueError as error:
+        # The validator's own limits: nesting beyond 255 levels, a name that has no UTF-8 form.
+        yield Problem(pointer="", rule="json", message=f"this cannot be checked as JSON: {error}")
+        return
+    for error in errors:
         message = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-120:]}"
-        yield Problem(pointer=pointer, rule=str(error.kind.name), message=message)
+        yield Problem(pointer=_pointer(*error.instance_path), rule=str(error.kind.name), message=message)
+
+
+def _pointer(*parts: str | int) -> str:
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
 
 
 def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
@@ -233,16 +239,14 @@ def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
 
 
 def _rule_problems(request: Request) -> Iterator[Problem]:
-    given, row = request.input, request.row
+    given, row, stride = request.input, request.row, request.row.temporal_stride
     for name in ("prompt", "negative_prompt"):
         yield from _text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
     for name, value in request.metadata.items():
-        yield from _text_problems(name + value, f"/metadata/{name}", may_be_empty=True)
-    if (given.num_frames - 1) % row.temporal_stride:
-        below = (given.num_frames - 1) // row.temporal_stride * row.temporal_stride + 1
-        message = (
-            f"num_frames is {given.num_frames}; allowed: {row.temporal_stride}k + 1, such as {below} or {below + 4}"
-        )
+        yield from _text_problems(name + value, _pointer("metadata", name), may_be_empty=True)
+    if over := (given.num_frames - 1) % stride:
+        below = given.num_frames - over
+        message = f"num_frames is {given.num_frames}; allowed: {stride}k + 1, such as {below} or {below + stride}"
         yield Problem(pointer="/input/num_frames", rule="frames", message=message)
     if given.width * given.height > row.max_pixels:
         pixels = f"{given.width} x {given.height} is {given.width * given.height} pixels"
@@ -255,7 +259,7 @@ def _rule_problems(request: Request) -> Iterator[Problem]:
 def _text_problems(text: str, pointer: str, *, may_be_empty: bool) -> Iterator[Problem]:
     if not text.strip() and not may_be_empty:
         yield Problem(pointer=pointer, rule="blank", message="the text is blank; write what the video shows")
-    # Cc: control characters, Cs: lone surrogates (no UTF-8 form), Co and Cn: no agreed meaning.
+    # Cc: control characters, Cs: lone surrogates (no UTF-8 form).
     bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}
     if bad:
         named = ", ".join(sorted(f"U+{ord(c):04X}" for c in bad)[:5])
@@ -278,11 +282,9 @@ def _url_problems(url: str) -> Iterator[Problem]:
             message="allowed: http:// or https:// with a host, such as https://example.com/hook",
         )
     if parts.username is not None or parts.password is not None:
-        yield Problem(
-            pointer=pointer, rule="userinfo", message="an address with a user name or password is not allowed"
-        )
-    if not url.isascii() or any(c.isspace() for c in url):
-        yield Problem(pointer=pointer, rule="uri", message="an address has only ASCII characters and no spaces")
+        yield Problem(pointer=pointer, rule="userinfo", message="an address has no user name and no password here")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        yield Problem(pointer=pointer, rule="uri", message="an address is printable ASCII without spaces")
 
 
 def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:

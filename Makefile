@@ -1,0 +1,47 @@
+# make demo   one request becomes one video, on this machine
+# make test   all tests; make check: lint, format, types, import rules; CI runs both
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT ?= a cat walks on the beach at sunset
+
+.PHONY: demo test check bench docs golden format clean setup
+
+setup: .venv/installed
+
+# torch first, by pip: one large download. The rest by uv, which resolves in seconds what pip takes minutes for.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[engine,local,test]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m functions.demo "$(PROMPT)"
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+	$(BIN)/python -m docs.generate --check
+
+bench: setup
+	$(BIN)/python -m bench $(ONLY)
+
+docs: setup
+	$(BIN)/python -m docs.generate
+
+golden: setup
+	$(BIN)/python -m tests.golden_write
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .cinevent .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+"""A client of submit over HTTP, as any other program would be one. It knows the API, nothing behind it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from engine.contract.errors import CineventError
+
+_TIMEOUT = urllib3.Timeout(connect=5, read=30)
+
+
+class Refused(CineventError):
+    """submit answered, but not with what was asked for; the text is its own."""
+
+
+class Client:
+    """Calls to one submit."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
+
+    def submit(self, request: Mapping[str, Any], *, key: str | None) -> dict[str, Any]:
+        """Accept a request; returns the job. The same key never makes a second job."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._call("POST", "/api/v1/generate", body=request, headers=headers)
+
+    def get(self, job: str) -> dict[str, Any]:
+        """The job as it stands now."""
+        return self._call("GET", f"/api/v1/jobs/{job}")
+
+    def page(self, *, limit: int, cursor: str | None) -> dict[str, Any]:
+        """Jobs, the newest first: {"jobs": [...], "next_cursor": ...}."""
+        return self._call("GET", "/api/v1/jobs", fields={"limit": str(limit), **({"cursor": cursor} if cursor else {})})
+
+    def cancel(self, job: str) -> dict[str, Any]:
+        """Ask to stop the job; returns it."""
+        return self._call("POST", f"/api/v1/jobs/{job}/cancel")
+
+    def video(self, job: str, target: Path) -> int:
+        """Write the finished video to `target`, whole or not at all; returns its size in bytes."""
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with (
+                self._send("GET", f"/api/v1/jobs/{job}/video", redirect=True, preload_content=False) as answer,
+                part.open("wb") as file,
+            ):
+                if answer.status != 200:
+                    raise Refused(_reason(answer.status, answer.read()))
+                shutil.copyfileobj(answer, file)
+            part.replace(target)
+        except OSError as error:
+            raise Refused(f"cannot write {target}: {error.strerror}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target.stat().st_size
+
+    def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        if "body" in more:
+            more["json"] = more.pop("body")
+        answer = self._send(method, path, **more)
+        if not 200 <= answer.status < 300:
+            raise Refused(_reason(answer.status, answer.data))
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def _send(self, method: str, path: str, **more: Any) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._http.request(method, f"{self._url}{path}", **more)
+        except urllib3.exceptions.HTTPError as error:
+            raise Refused(f"{self._url} does not answer: {_short(error)}") from error
+
+
+def _reason(status: int, body: bytes) -> str:
+    try:
+        problem = json.loads(body)
+        return f"{problem['detail']} ({status} {problem['code']})"
+    except (ValueError, KeyError, TypeError):
+        return f"the answer was {status}, and not from submit: is the address right?"
+
+
+def _short(error: Exception) -> str:
+    return str(error).rsplit(": ", maxsplit=1)[-1]

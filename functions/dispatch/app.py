@@ -1,0 +1,42 @@
+"""dispatch: gets a job's events from a source and looks at the job. The edge; decisions are handler.py's."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flask import Flask, Response
+
+from engine.contract.errors import BadEvent, Problem
+from engine.contract.settings import Settings
+from functions.deps import Deps, open_deps
+from functions.dispatch.launcher import Launcher
+from functions.dispatch.launchers.local import LocalLauncher
+from functions.dispatch.reconcile import Reconciler
+from functions.web import make_app, read_event
+
+_CAUSES = frozenset({"requested", "cancel", "check"})
+
+
+def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
+    """The app with its clients from the environment; `app.extensions["deps"].close()` ends them."""
+    settings = Settings.read(environ)
+    launcher = LocalLauncher(Path(settings.runs_dir), command=settings.engine_command)
+    return make(open_deps(settings), launcher, environ=environ)
+
+
+def make(deps: Deps, launcher: Launcher, *, environ: Mapping[str, str]) -> Flask:
+    """The app over these clients and this launcher; runs inherit `environ`."""
+    app = make_app("dispatch", ping=deps.ping)
+    app.extensions["deps"] = deps
+    reconciler = Reconciler(deps, launcher, environ=environ)
+
+    @app.post("/")
+    def receive() -> Response:
+        event = read_event()
+        if event.name not in _CAUSES:
+            message = f"dispatch takes {', '.join(sorted(_CAUSES))}; this is {event.type}"
+            raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
+        reconciler.look(event.data["tenant"], event.data["job"])
+        return Response(status=204)
+
+    return app

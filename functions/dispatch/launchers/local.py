@@ -1,0 +1,183 @@
+"""The local launcher: a run is a torchrun child on this machine, with a folder that holds its lock, log and exit code.
+
+The folder is the run's whole state, so that a dispatch that was restarted finds its runs again: the lock file is locked
+by the run itself as long as it lives (the kernel lets go when it dies, however it dies), and a process id is only ever
+used while the lock is held, so that it cannot be somebody else's.
+"""
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.contract.errors import Unavailable
+from engine.contract.job import Job, run_name
+from engine.contract.plan import Plan
+from functions.dispatch.launcher import Failure, Observation, Phase
+
+# The shell notes its process id first and the exit code last; both survive whoever started it.
+_SCRIPT = 'echo $$ > pid; "$@" > log 2>&1 < /dev/null; echo $? > exit.tmp; mv exit.tmp exit'
+# From SIGTERM to SIGKILL: time to leave the step loop, inside the ten seconds that a cancel may take.
+_GRACE_S = 5.0
+# Between the folder and the lock lies one fork; a folder without a run for this long belongs to a dispatch that died.
+_START_S = 10.0
+_TAIL_BYTES = 3000
+_KEEP_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What is started: pure data."""
+
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str]
+
+
+def manifest(job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str], command: str) -> Command:
+    """The child for one attempt: torchrun, or `command` in its place. No prompt is in it: the engine reads the log."""
+    torchrun = (
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        *(f"--nnodes={plan.num_nodes}", f"--nproc-per-node={plan.num_processes}", "-m", "engine"),
+    )
+    # Ranks that share cores get one thread each, or they fight for them.
+    threads = {"OMP_NUM_THREADS": "1"} if plan.num_processes > 1 else {}
+    own = {"CINEVENT_JOB": job.id, "CINEVENT_TENANT": job.tenant, "CINEVENT_ATTEMPT": str(attempt)}
+    return Command(arguments=tuple(shlex.split(command)) or torchrun, environ={**threads, **environ, **own})
+
+
+def classify(*, is_alive: bool, exit_code: int | None, age_s: float, log_tail: str) -> tuple[Phase, Failure | None]:
+    """The phase of a run that has a folder, from what is in it."""
+    if exit_code == 0:
+        return Phase.SUCCEEDED, None
+    if is_alive or (exit_code is None and age_s < _START_S and not log_tail):
+        return Phase.RUNNING, None
+    how = "without an exit code: it was killed, or the machine went down" if exit_code is None else f"with {exit_code}"
+    return Phase.FAILED, Failure(code="engine_crashed", message=f"the run ended {how}", log_tail=log_tail)
+
+
+class LocalLauncher:
+    """Runs on this machine, one folder each below `root`."""
+
+    name = "local"
+
+    def __init__(self, root: Path, *, command: str = "") -> None:
+        self._root = root.resolve()
+        self._command = command
+
+    def launch(self, job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str]) -> None:
+        """Start the run of this attempt; one that exists already is success."""
+        folder = self._root / run_name(job.id, attempt)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._prune()
+            if (folder / "stopped").exists() and not _is_locked(folder):
+                shutil.rmtree(folder)
+            # mkdir is the compare-and-set: of two launches of one attempt, one makes the folder.
+            with suppress(FileExistsError):
+                folder.mkdir()
+                _start(folder, manifest(job, attempt=attempt, plan=plan, environ=environ, command=self._command))
+        except OSError as error:
+            raise Unavailable(f"cannot start {folder.name}: {error}", retry_after_s=5) from error
+
+    def observe(self, run: str) -> Observation:
+        """Where the run is."""
+        folder = self._root / run
+        if not folder.exists() or ((folder / "stopped").exists() and not _is_locked(folder)):
+            return Observation(phase=Phase.ABSENT)
+        # The exit code is read after the lock: a run that ends between the two reads has written it.
+        is_alive = _is_locked(folder)
+        launched_at = folder.stat().st_ctime
+        phase, failure = classify(
+            is_alive=is_alive,
+            exit_code=_number(folder / "exit"),
+            age_s=time.time() - launched_at,
+            log_tail=_tail(folder / "log"),
+        )
+        return Observation(phase=phase, launched_at=datetime.fromtimestamp(launched_at, UTC), failure=failure)
+
+    def cancel(self, run: str) -> None:
+        """End the run: SIGTERM to all of it, SIGKILL after five seconds."""
+        folder = self._root / run
+        for sign, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 2.0)):
+            end = time.monotonic() + patience_s
+            if _is_locked(folder):
+                _signal(folder, sign)
+            while _is_locked(folder) and time.monotonic() < end:
+                time.sleep(0.02)
+
+    def active(self) -> list[str]:
+        """The names of all runs that are RUNNING."""
+        if not self._root.exists():
+            return []
+        return [f.name for f in self._root.iterdir() if f.is_dir() and self.observe(f.name).phase is Phase.RUNNING]
+
+    def stop_all(self) -> None:
+        """End every run so that it may be launched again under its name: the system goes down, not the jobs."""
+        for run in self.active():
+            (self._root / run / "stopped").touch()
+            self.cancel(run)
+
+    def _prune(self) -> None:
+        for folder in self._root.iterdir():
+            if time.time() - folder.stat().st_mtime > _KEEP_S and not _is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, command: Command) -> None:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.Popen(
+            ["/bin/sh", "-c", _SCRIPT, "run", *command.arguments],
+            cwd=folder,
+            env=dict(command.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # The child and its children share this open file, and with it the lock.
+            pass_fds=(lock.fileno(),),
+            # Its own process group: it outlives dispatch, and one signal reaches all of it.
+            start_new_session=True,
+        )
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _signal(folder: Path, sign: signal.Signals) -> None:
+    group = _number(folder / "pid")
+    if group is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(group, sign)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
