@@ -59,6 +59,13 @@ def read_event() -> Event:
     return validate(decode(dict(request.headers), request.get_data()))
 
 
+def empty(status: int, **headers: str) -> Response:
+    """An answer without a body and so without a type: what a CloudEvent's sender must get."""
+    response = Response(status=status, headers=headers)
+    del response.headers["Content-Type"]
+    return response
+
+
 def problem(status: int, code: str, detail: str, **more: Any) -> Response:
     """An RFC 9457 answer; `code` is stable."""
     title = more.pop("title", HTTPStatus(status).phrase)

@@ -43,6 +43,7 @@ class NatsServer:
     """A nats-server with JetStream; `kill` is a power loss of the process, `start` brings it back with its data."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._config = directory / "nats.conf"
@@ -141,7 +142,7 @@ class Sink:
                     self.send_header(name, value)
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         return Handler

@@ -12,7 +12,7 @@ from functions.deps import Deps, open_deps
 from functions.dispatch.launcher import Launcher
 from functions.dispatch.launchers.local import LocalLauncher
 from functions.dispatch.reconcile import Reconciler
-from functions.web import make_app, read_event
+from functions.web import empty, make_app, read_event
 
 _CAUSES = frozenset({"requested", "cancel", "check"})
 
@@ -37,6 +37,6 @@ def make(deps: Deps, launcher: Launcher, *, environ: Mapping[str, str]) -> Flask
             message = f"dispatch takes {', '.join(sorted(_CAUSES))}; this is {event.type}"
             raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
         reconciler.look(event.data["tenant"], event.data["job"])
-        return Response(status=204)
+        return empty(204)
 
     return app

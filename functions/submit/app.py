@@ -19,7 +19,7 @@ from engine.contract.job import Job, State, fold, is_id
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
 from functions.submit import handler
-from functions.web import make_app, problem, read_event
+from functions.web import empty, make_app, problem, read_event
 
 # With the answer itself, under the second in which a caller wants to know that the log is away.
 _DEADLINE_S = 0.8
@@ -86,7 +86,7 @@ def _requested(deps: Deps) -> Event:
 
 def _accepted(deps: Deps, job: Job) -> Response:
     is_answer_empty = is_event(dict(request.headers))
-    response = Response(status=202) if is_answer_empty else _job_response(deps, job, status=202)
+    response = empty(202) if is_answer_empty else _job_response(deps, job, status=202)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     return response
 
@@ -119,7 +119,7 @@ def _video(deps: Deps, job: str) -> Response:
         return problem(409, "no_video", f"job {job} is {found.state}; there is a video when it is COMPLETED")
     video = found.outcome["artifacts"]["video"]
     if link := deps.store.link(video["key"], expires_s=_LINK_EXPIRES_S):
-        return Response(status=302, headers={"Location": link})
+        return empty(302, Location=link)
     data = deps.store.open(video["key"])
     response = Response(wrap_file(request.environ, data), mimetype="video/mp4", direct_passthrough=True)
     response.content_length = video["size_bytes"]

@@ -24,8 +24,9 @@ from engine.contract.job import Job, run_name
 from engine.contract.plan import Plan
 from functions.dispatch.launcher import Failure, Observation, Phase
 
-# The shell notes its process id first and the exit code last; both survive whoever started it.
-_SCRIPT = 'echo $$ > pid; "$@" > log 2>&1 < /dev/null; echo $? > exit.tmp; mv exit.tmp exit'
+# The shell notes its process group, leaves the run in the background and ends: the run is nobody's child, so that it
+# outlives dispatch and needs nobody to reap it. The exit code comes last and whole.
+_SCRIPT = 'echo $$ > group; { "$@" > log 2>&1 < /dev/null; echo $? > exit.tmp; mv exit.tmp exit; } &'
 # From SIGTERM to SIGKILL: time to leave the step loop, inside the ten seconds that a cancel may take.
 _GRACE_S = 5.0
 # Between the folder and the lock lies one fork; a folder without a run for this long belongs to a dispatch that died.
@@ -54,11 +55,13 @@ def manifest(job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str], 
     return Command(arguments=tuple(shlex.split(command)) or torchrun, environ={**threads, **environ, **own})
 
 
-def classify(*, is_alive: bool, exit_code: int | None, age_s: float, log_tail: str) -> tuple[Phase, Failure | None]:
+def classify(
+    *, is_alive: bool, has_begun: bool, exit_code: int | None, age_s: float, log_tail: str
+) -> tuple[Phase, Failure | None]:
     """The phase of a run that has a folder, from what is in it."""
     if exit_code == 0:
         return Phase.SUCCEEDED, None
-    if is_alive or (exit_code is None and age_s < _START_S and not log_tail):
+    if is_alive or (not has_begun and age_s < _START_S):
         return Phase.RUNNING, None
     how = "without an exit code: it was killed, or the machine went down" if exit_code is None else f"with {exit_code}"
     return Phase.FAILED, Failure(code="engine_crashed", message=f"the run ended {how}", log_tail=log_tail)
@@ -85,7 +88,7 @@ class LocalLauncher:
             with suppress(FileExistsError):
                 folder.mkdir()
                 _start(folder, manifest(job, attempt=attempt, plan=plan, environ=environ, command=self._command))
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"cannot start {folder.name}: {error}", retry_after_s=5) from error
 
     def observe(self, run: str) -> Observation:
@@ -98,6 +101,7 @@ class LocalLauncher:
         launched_at = folder.stat().st_ctime
         phase, failure = classify(
             is_alive=is_alive,
+            has_begun=(folder / "group").exists(),
             exit_code=_number(folder / "exit"),
             age_s=time.time() - launched_at,
             log_tail=_tail(folder / "log"),
@@ -135,17 +139,19 @@ class LocalLauncher:
 def _start(folder: Path, command: Command) -> None:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.Popen(
+        subprocess.run(
             ["/bin/sh", "-c", _SCRIPT, "run", *command.arguments],
             cwd=folder,
             env=dict(command.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # The child and its children share this open file, and with it the lock.
+            # The run and its children share this open file, and with it the lock.
             pass_fds=(lock.fileno(),),
-            # Its own process group: it outlives dispatch, and one signal reaches all of it.
+            # A process group of its own: one signal reaches all of it.
             start_new_session=True,
+            check=True,
+            timeout=_START_S,
         )
 
 
@@ -161,7 +167,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _signal(folder: Path, sign: signal.Signals) -> None:
-    group = _number(folder / "pid")
+    group = _number(folder / "group")
     if group is not None:
         with suppress(ProcessLookupError):
             os.killpg(group, sign)

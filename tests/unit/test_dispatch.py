@@ -1,0 +1,80 @@
+"""dispatch's decision as a table: a job, its run, the time -> one act."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from engine.contract.job import Job
+from functions.dispatch.handler import Act, Decision, after_failure, decide
+from functions.dispatch.launcher import Failure, Observation, Phase
+from tests.make import AT, a_job, a_request
+
+STALL_S = 60.0
+CRASH = Failure(code="engine_crashed", message="exit 1")
+ABSENT = Observation(phase=Phase.ABSENT)
+RUNNING = Observation(phase=Phase.RUNNING, launched_at=AT)
+SUCCEEDED = Observation(phase=Phase.SUCCEEDED, launched_at=AT)
+FAILED = Observation(phase=Phase.FAILED, launched_at=AT, failure=CRASH)
+
+
+def act(job: Job, run: Observation, *, after_s: float = 1.0) -> Act:
+    return decision(job, run, now=AT + timedelta(seconds=after_s)).act
+
+
+def decision(job: Job, run: Observation, *, now: datetime = AT) -> Decision:
+    return decide(job, run, now=now, stall_s=STALL_S)
+
+
+@pytest.mark.parametrize(
+    ("events", "run", "after_s", "expected"),
+    [
+        ((), ABSENT, 1, Act.LAUNCH),
+        (("launched",), RUNNING, 1, Act.WAIT),
+        (("launched", "started"), RUNNING, 1, Act.WAIT),
+        (("launched", "started", "progress"), RUNNING, STALL_S - 1, Act.WAIT),
+        (("launched", "started", "progress"), RUNNING, STALL_S + 1, Act.RETRY),
+        (("launched", "started"), FAILED, 1, Act.RECOVER),
+        (("launched", "started"), SUCCEEDED, 1, Act.RECOVER),
+        (("launched", "started"), ABSENT, 1, Act.LAUNCH),
+        (("launched", "started", "retrying"), ABSENT, 1, Act.LAUNCH),
+        (("cancel",), ABSENT, 1, Act.CANCEL),
+        (("launched", "started", "cancel"), RUNNING, 1, Act.CANCEL),
+        (("launched", "started", "completed"), RUNNING, 1, Act.WAIT),
+        (("launched", "started", "completed"), RUNNING, 60, Act.STOP),
+        (("launched", "started", "completed"), SUCCEEDED, 1, Act.NOTHING),
+        (("cancelled",), ABSENT, 1, Act.NOTHING),
+    ],
+)
+def test_what_is_true_decides_what_is_done(
+    events: tuple[str, ...], run: Observation, after_s: float, expected: Act
+) -> None:
+    assert act(a_job(*events), run, after_s=after_s) is expected
+
+
+def test_a_job_over_its_deadline_fails_wherever_it_is() -> None:
+    job = replace(a_job("launched"), request=a_request(deadline_s=30))
+
+    late = decision(job, RUNNING, now=AT + timedelta(seconds=31))
+
+    assert late.act is Act.FAIL
+    assert late.failure is not None
+    assert late.failure.code == "deadline_exceeded"
+
+
+def test_a_launch_is_of_the_current_attempt() -> None:
+    assert decision(a_job(), ABSENT).attempt == 1
+    assert decision(a_job("launched", "retrying"), ABSENT).attempt == 2
+
+
+def test_attempts_end_at_the_requests_limit() -> None:
+    job = a_job("launched", request=a_request(max_attempts=2))
+
+    assert after_failure(job, CRASH) == Decision(act=Act.RETRY, attempt=2, failure=CRASH)
+    assert after_failure(replace(job, attempt=2), CRASH) == Decision(act=Act.FAIL, failure=CRASH)
+
+
+def test_a_failure_that_no_attempt_can_mend_is_final() -> None:
+    failure = replace(CRASH, retryable=False)
+
+    assert after_failure(a_job("launched"), failure).act is Act.FAIL
