@@ -62,8 +62,24 @@ class AtCapacity(_Later):
     """All places to run a job are taken; ask again after `retry_after_s`."""
 
 
+JOB_ERRORS: dict[str, str] = {
+    "model_load_failed": "The model's weights are missing or damaged; whoever runs Cinevent must put them right. Not"
+    " tried again.",
+    "input_invalid": "The engine cannot make a video of this input; change the request. Not tried again.",
+    "plan_invalid": "The processes that this installation gives to a job cannot share the model; ask for another model,"
+    " or have the number of processes changed. Not tried again.",
+    "out_of_memory": "A process ran out of memory, and so may the next attempt; ask for a smaller or shorter video."
+    " Tried again.",
+    "engine_crashed": "The run ended without a word; the log tail may say why. Tried again.",
+    "stalled": "The run reached no new stage or step for CINEVENT_STALL_S seconds and was ended. Tried again.",
+    "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"
+    " less. Not tried again.",
+}
+"""Stable codes of `retrying` and `failed` events: what each means and what to do. docs/events.md is made from this."""
+
+
 class JobFailed(CineventError):
-    """A job cannot be done. `code` is stable (docs/events.md); `retryable` says whether another attempt may help."""
+    """A job cannot be done. `code` is one of JOB_ERRORS; `retryable` says whether another attempt may help."""
 
     def __init__(self, code: str, message: str, *, retryable: bool) -> None:
         self.code = code

@@ -48,7 +48,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         **_DONE,
     },
     State.PROCESSING: {
-        "launched": State.PROCESSING,
+        # No "launched": the engine may speak before dispatch has written down that it launched it.
         "started": State.PROCESSING,
         "progress": State.PROCESSING,
         "retrying": State.PENDING,

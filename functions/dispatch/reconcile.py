@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from engine.contract.artifact import Manifest
-
+from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
 from engine.contract.events import job_event
 from engine.contract.job import Job, artifact_key, run_name
@@ -104,7 +103,7 @@ class Reconciler:
         except NotFound:
             return self._act(job, after_failure(job, decision.failure))
         # The artifacts are there and the engine could not say so any more: its words, under its event's id.
-        return self._say_done("completed", job, Manifest.from_bytes(manifest).completed_data())
+        return self._say_done("completed", job, completed_data(manifest))
 
     def _retry(self, job: Job, decision: Decision) -> None:
         assert decision.failure is not None

@@ -1,16 +1,17 @@
 """dispatch over a real log, store and local launcher; small commands stand where torchrun would."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
 from engine.adapters.bus import Bus
+from engine.contract.artifact import Artifact, Manifest, encode
 from engine.contract.codec import encode_binary
 from engine.contract.events import Event
 from engine.contract.job import Job, State, run_name
@@ -18,7 +19,7 @@ from engine.contract.settings import Settings
 from functions.deps import open_deps
 from functions.dispatch.app import make
 from functions.dispatch.launchers.local import LocalLauncher
-from tests.make import JOB, TENANT, a_request, an_event
+from tests.make import JOB, TENANT, a_plan, a_request, an_event
 from tests.servers import NatsServer, wait_until
 
 ALARM = f"cinevent.alarms.due.{TENANT}.{JOB}.check"
@@ -40,7 +41,7 @@ class Dispatch:
 
     def accept(self, **over: object) -> None:
         """Put a request into the log and tell dispatch."""
-        event = an_event("requested", request=a_request(**over).to_json())
+        event = an_event("requested", time=datetime.now(UTC), request=a_request(**over).to_json())
         self.deps.bus.publish(event)
         assert self.tell(event) == 204
 
@@ -113,7 +114,7 @@ def test_a_run_that_dies_without_a_word_is_tried_again_and_then_fails_with_its_l
 
 def test_cancel_before_the_launch_ends_the_job_at_once(dispatches: list[Dispatch], settings: Settings) -> None:
     dispatch = a_dispatch(dispatches, settings, "sleep 60")
-    for event in (an_event("requested"), an_event("cancel")):
+    for event in (an_event("requested", time=datetime.now(UTC)), an_event("cancel")):
         dispatch.deps.bus.publish(event)
 
     assert dispatch.tell(an_event("cancel")) == 204
@@ -142,7 +143,7 @@ def test_at_capacity_dispatch_says_429_and_launches_when_there_is_a_place(
     go = tmp_path / "go"
     dispatch = a_dispatch(dispatches, settings, f"while [ ! -e {go} ]; do sleep 0.02; done")
     dispatch.accept()
-    other = an_event("requested", job="j" + "b" * 25)
+    other = an_event("requested", time=datetime.now(UTC), job="j" + "b" * 25)
     dispatch.deps.bus.publish(other)
 
     assert dispatch.tell(other) == 429
@@ -155,7 +156,7 @@ def test_a_result_without_an_event_is_found_in_the_store(dispatches: list[Dispat
     dispatch = a_dispatch(dispatches, settings, "exit 0")
     path = Path(settings.store_url.removeprefix("file:")) / TENANT / JOB / "a1" / "manifest.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(a_manifest()))
+    path.write_bytes(encode(a_manifest()))
     dispatch.accept()
 
     job = dispatch.end()
@@ -213,6 +214,20 @@ def test_without_nats_dispatch_says_503(dispatches: list[Dispatch], settings: Se
     assert dispatch.tell(an_event("check")) == 503
 
 
-def a_manifest() -> dict[str, object]:
+def a_manifest() -> Manifest:
     """What a finished attempt left in the store."""
-    raise AssertionError("filled in once the artifact types are there")
+    artifacts = {
+        name: Artifact.from_json(an_event("completed").data["artifacts"][name]) for name in ("video", "poster")
+    }
+    return Manifest(
+        key=f"{TENANT}/{JOB}/a1/manifest.json",
+        job=JOB,
+        tenant=TENANT,
+        attempt=1,
+        request=a_request().to_json(),
+        seed=1,
+        plan=a_plan(),
+        versions={},
+        timings={"loading": 1.0},
+        artifacts=artifacts,
+    )

@@ -30,7 +30,9 @@ def deps(settings: Settings) -> Iterator[Deps]:
 
 @pytest.fixture
 def http(deps: Deps) -> FlaskClient:
-    return make(deps).test_client()
+    client = make(deps).test_client()
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    return client
 
 
 def num_accepted(bus: Bus) -> int:
