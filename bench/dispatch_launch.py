@@ -1,7 +1,7 @@
 """From POST to the start of the run: submit, JetStream, source, dispatch and local launcher, all real.
 
-Only torchrun is not: the launcher starts `date` in its place, whose output is the moment it began. 50 requests, one after the other, after
-five that warm up. The figure is p50/p99.
+Only torchrun is not: the launcher starts `date` in its place, whose output is the moment it began. 50 requests, one
+after the other, after five that warm up. The figure is p50/p99.
 """
 
 import json

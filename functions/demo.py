@@ -163,9 +163,8 @@ def _show_video(client: Client, outcome: Event, folder: Path) -> None:
     if digest != video["sha256"]:
         raise CineventError(f"{path} has sha256 {digest}, the event says {video['sha256']}")
     print(f"Video      {path}")
-    print(
-        f"           {size} bytes, {video['width']} x {video['height']}, {video['num_frames']} frames, {video['fps']} fps"
-    )
+    shape = f"{video['width']} x {video['height']}, {video['num_frames']} frames, {video['fps']} fps"
+    print(f"           {size} bytes, {shape}")
     print(f"           sha256 {digest}, as the event says")
 
 

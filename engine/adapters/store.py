@@ -1,18 +1,16 @@
 """Where artifacts are: a directory, or an S3 bucket. The only file that knows boto3.
 
 A key is `<tenant>/<job>/a<attempt>/<name>` (contract/job.py). `put` is atomic: a reader sees a
-whole artifact or none.
-Foreign errors leave as NotFound or Unavailable.
+whole artifact or none. Foreign errors leave as NotFound or Unavailable.
 """
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 from engine.contract.errors import NotFound, Unavailable
 from engine.contract.settings import Settings
@@ -41,10 +39,11 @@ class Store(Protocol):
 
 def open_store(settings: Settings) -> Store:
     """The store that `store_url` names."""
-    parts = urlsplit(settings.store_url)
-    if parts.scheme == "s3":
-        return S3Store(parts.netloc, prefix=parts.path.strip("/"), endpoint=settings.s3_endpoint)
-    return DirStore(Path(parts.path))
+    scheme, _, place = settings.store_url.partition(":")
+    if scheme == "s3":
+        bucket, _, prefix = place.removeprefix("//").partition("/")
+        return S3Store(bucket, prefix=prefix.strip("/"), endpoint=settings.s3_endpoint)
+    return DirStore(Path(place))
 
 
 class DirStore:
@@ -65,16 +64,14 @@ class DirStore:
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as copy,
-                path.open("rb") as data,
-            ):
+            with _temporary(target.parent) as copy, path.open("rb") as data:
                 shutil.copyfileobj(data, copy)
                 copy.flush()
                 # A link to an artifact is sent as soon as put returns; it must survive a power loss.
                 os.fsync(copy.fileno())
-            os.chmod(copy.name, 0o644)
-            os.replace(copy.name, target)
+                os.chmod(copy.name, 0o644)
+                os.replace(copy.name, target)
+            _sync(target.parent)
         except OSError as error:
             raise Unavailable(f"cannot store {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
 
@@ -87,15 +84,37 @@ class DirStore:
             return self._path(key).open("rb")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(f"there is no artifact {key}") from error
+        except OSError as error:
+            raise Unavailable(f"cannot read {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
 
     def link(self, key: str, *, expires_s: int) -> str | None:  # noqa: ARG002  (a directory has no addresses)
         return None
 
     def _path(self, key: str) -> Path:
-        path = (self._root / key).resolve()
+        path = (self._root / _checked(key)).resolve()
         if not path.is_relative_to(self._root):
             raise NotFound(f"there is no artifact {key}")
         return path
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power loss, as fsync does for a file's bytes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Any]:
+    """A new file in `folder` that is gone afterwards, unless it was given another name."""
+    copy = tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)  # noqa: SIM115  (closed below)
+    try:
+        with copy:
+            yield copy
+    finally:
+        Path(copy.name).unlink(missing_ok=True)
 
 
 class S3Store:
@@ -106,14 +125,24 @@ class S3Store:
         import boto3
         from botocore.config import Config
 
-        config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 3})
-        self._client = boto3.client("s3", endpoint_url=endpoint or None, config=config)
+        # s3v4: by default boto3 signs links in the old way, which AWS's newer regions and other services refuse.
+        config = Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "max_attempts": 3},
+            signature_version="s3v4",
+        )
+        # A session of its own: the global one keeps the credentials of whoever came first.
+        self._client = boto3.Session().client("s3", endpoint_url=endpoint or None, config=config)
         self._bucket = bucket
         self._prefix = prefix
 
     def ping(self) -> None:
-        with _translated(self._bucket):
-            self._client.head_bucket(Bucket=self._bucket)
+        try:
+            with _translated(f"bucket {self._bucket}"):
+                self._client.head_bucket(Bucket=self._bucket)
+        except NotFound as error:
+            raise Unavailable(f"there is no bucket {self._bucket}", retry_after_s=_RETRY_AFTER_S) from error
 
     def put(self, key: str, path: Path, *, content_type: str) -> None:
         with _translated(key):
@@ -126,17 +155,28 @@ class S3Store:
     def open(self, key: str) -> BinaryIO:
         # A video of a few seconds is a few megabytes: spooled, beyond that on disk.
         data = tempfile.SpooledTemporaryFile(max_size=8 * 2**20)  # noqa: SIM115  (the caller closes it)
-        with _translated(key):
-            self._client.download_fileobj(self._bucket, self._name(key), data)
-        data.seek(0)
+        with ExitStack() as on_error:
+            on_error.enter_context(data)
+            with _translated(key):
+                self._client.download_fileobj(self._bucket, self._name(key), data)
+            data.seek(0)
+            on_error.pop_all()
         return data  # type: ignore[return-value]  # typeshed: SpooledTemporaryFile is no BinaryIO, though it has all of it
 
     def link(self, key: str, *, expires_s: int) -> str | None:
         params = {"Bucket": self._bucket, "Key": self._name(key)}
-        return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s))
+        with _translated(key):
+            return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s))
 
     def _name(self, key: str) -> str:
-        return f"{self._prefix}/{key}" if self._prefix else key
+        return f"{self._prefix}/{_checked(key)}" if self._prefix else _checked(key)
+
+
+def _checked(key: str) -> str:
+    # A bucket has no folders, but services and proxies between may read ".." as one.
+    if not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise NotFound(f"there is no artifact {key}")
+    return key
 
 
 @contextmanager

@@ -68,8 +68,8 @@ JOB_ERRORS: dict[str, str] = {
     "input_invalid": "The engine cannot make a video of this input; change the request. Not tried again.",
     "plan_invalid": "The processes that this installation gives to a job cannot share the model; ask for another model,"
     " or have the number of processes changed. Not tried again.",
-    "out_of_memory": "A process ran out of memory, and so may the next attempt; ask for a smaller or shorter video."
-    " Tried again.",
+    "out_of_memory": "A process ran out of memory; if it does so every time, ask for a smaller or shorter video. Tried"
+    " again.",
     "engine_crashed": "The run ended without a word; the log tail may say why. Tried again.",
     "stalled": "The run reached no new stage or step for CINEVENT_STALL_S seconds and was ended. Tried again.",
     "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"

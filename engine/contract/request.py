@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import jsonschema_rs
 
 from engine.contract.errors import Invalid, Problem
 from engine.contract.models import CATALOG, Limits, ModelRow
+from engine.contract.rules import pointer_to, schema_problems, text_problems, url_problems
 
 PRIORITIES = ("high", "normal", "low")
 WEBHOOK_EVENTS = ("completed", "failed", "cancelled")
@@ -96,13 +96,15 @@ def parse(data: Any, *, job: str) -> Request:
     Raises Invalid with one Problem per broken rule.
     """
     row = _row(data)
-    broken = list(problems(_validator(row.name), data))
+    broken = list(schema_problems(_validator(row.name), data))
     if broken:
         raise Invalid(*broken)
-    given = {**data["input"], "prompt": unicodedata.normalize("NFC", data["input"]["prompt"])}
+    given = {name: _plain(value) for name, value in data["input"].items()}
+    # Whole numbers may be written 3.0, in JSON's one number type.
+    options: dict[str, Any] = {name: int(data[name]) for name in ("max_attempts", "deadline_s") if name in data}
+    options |= {name: data[name] for name in ("priority", "metadata") if name in data}
     request = Request(
-        **{name: data[name] for name in ("priority", "metadata") if name in data},
-        **{name: int(data[name]) for name in ("max_attempts", "deadline_s") if name in data},
+        **options,
         model=row.name,
         input=_fill(given, row, job=job),
         webhook=_webhook(data.get("webhook")),
@@ -192,23 +194,6 @@ def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(schema(CATALOG[name]))
 
 
-def problems(validator: jsonschema_rs.Draft202012Validator, data: Any) -> Iterator[Problem]:
-    """The schema errors of `data` as Problems; long values are cut from the messages."""
-    try:
-        errors = list(validator.iter_errors(data))
-    except ValueError as error:
-        # The validator's own limits: nesting beyond 255 levels, a name that has no UTF-8 form.
-        yield Problem(pointer="", rule="json", message=f"this cannot be checked as JSON: {error}")
-        return
-    for error in errors:
-        message = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-120:]}"
-        yield Problem(pointer=_pointer(*error.instance_path), rule=str(error.kind.name), message=message)
-
-
-def _pointer(*parts: str | int) -> str:
-    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
-
-
 def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
     defaults = {
         "negative_prompt": row.negative_prompt,
@@ -232,6 +217,11 @@ def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
     return Input(**cast)
 
 
+def _plain(value: Any) -> Any:
+    """Text in one form: composed characters, and newlines as they are everywhere but on Windows."""
+    return unicodedata.normalize("NFC", value.replace("\r\n", "\n")) if isinstance(value, str) else value
+
+
 def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
     if data is None:
         return None
@@ -241,9 +231,9 @@ def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
 def _rule_problems(request: Request) -> Iterator[Problem]:
     given, row, stride = request.input, request.row, request.row.temporal_stride
     for name in ("prompt", "negative_prompt"):
-        yield from _text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
+        yield from text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
     for name, value in request.metadata.items():
-        yield from _text_problems(name + value, _pointer("metadata", name), may_be_empty=True)
+        yield from text_problems(name + value, pointer_to("metadata", name), may_be_empty=True)
     if over := (given.num_frames - 1) % stride:
         below = given.num_frames - over
         message = f"num_frames is {given.num_frames}; allowed: {stride}k + 1, such as {below} or {below + stride}"
@@ -253,38 +243,7 @@ def _rule_problems(request: Request) -> Iterator[Problem]:
         message = f"{pixels}; {row.name} makes at most {row.max_pixels}"
         yield Problem(pointer="/input/width", rule="max_pixels", message=message)
     if request.webhook:
-        yield from _url_problems(request.webhook.url)
-
-
-def _text_problems(text: str, pointer: str, *, may_be_empty: bool) -> Iterator[Problem]:
-    if not text.strip() and not may_be_empty:
-        yield Problem(pointer=pointer, rule="blank", message="the text is blank; write what the video shows")
-    # Cc: control characters, Cs: lone surrogates (no UTF-8 form).
-    bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}
-    if bad:
-        named = ", ".join(sorted(f"U+{ord(c):04X}" for c in bad)[:5])
-        message = f"control characters are not allowed except newline and tab; remove {named}"
-        yield Problem(pointer=pointer, rule="control_characters", message=message)
-
-
-def _url_problems(url: str) -> Iterator[Problem]:
-    pointer = "/webhook/url"
-    try:
-        parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError as error:
-        yield Problem(pointer=pointer, rule="uri", message=f"not an address: {error}")
-        return
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
-        yield Problem(
-            pointer=pointer,
-            rule="uri",
-            message="allowed: http:// or https:// with a host, such as https://example.com/hook",
-        )
-    if parts.username is not None or parts.password is not None:
-        yield Problem(pointer=pointer, rule="userinfo", message="an address has no user name and no password here")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        yield Problem(pointer=pointer, rule="uri", message="an address is printable ASCII without spaces")
+        yield from url_problems(request.webhook.url, "/webhook/url")
 
 
 def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:

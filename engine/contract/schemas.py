@@ -13,24 +13,27 @@ from engine.contract.errors import BadEvent
 from engine.contract.events import EVENTS, SCHEMA_BASE, Event
 from engine.contract.job import ID_PATTERN
 from engine.contract.models import CATALOG
-from engine.contract.request import PRIORITIES, problems, schema
+from engine.contract.request import PRIORITIES, schema
+from engine.contract.rules import schema_problems
 
 STAGES = ("loading", "encoding_text", "denoising", "decoding", "encoding_video", "storing")
 """What a run does, in this order; the words of a progress event's `stage`."""
 
 _ATTEMPT = {"type": "integer", "minimum": 1, "description": "counts from 1"}
+_LAST_ATTEMPT = {"type": "integer", "minimum": 0, "description": "0 if no run was ever started"}
 _SECONDS = {"type": "number", "minimum": 0}
 _ERROR = {
     "type": "object",
     "required": ["code", "message"],
     "properties": {
-        "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "stable; docs/events.md lists them"},
-        "message": {"type": "string"},
+        "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "stable; listed in docs/events.md"},
+        "message": {"type": "string", "description": "for people; may change"},
         "log_tail": {"type": "string", "description": "the last lines of the run's log"},
     },
 }
 _PLAN = {
     "type": "object",
+    "description": "how the processes share the work",
     "properties": {
         name: {"type": "integer", "minimum": 1}
         for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
@@ -40,10 +43,10 @@ _PLAN = {
 
 def _artifact(**more: Any) -> dict[str, Any]:
     properties = {
-        "key": {"type": "string", "description": "name in the store"},
+        "key": {"type": "string", "description": "its name in the store"},
         "content_type": {"type": "string"},
         "size_bytes": {"type": "integer", "minimum": 0},
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "of its bytes"},
         **more,
     }
     return {"type": "object", "required": list(properties), "properties": properties}
@@ -66,16 +69,24 @@ _DATA: dict[str, dict[str, Any]] = {
             "description": "the request with every default filled in",
         }
     },
-    "launched": {"attempt": _ATTEMPT, "launcher": {"type": "string"}, "run": {"type": "string"}, "plan": _PLAN},
-    "started": {"attempt": _ATTEMPT, "world_size": {"type": "integer", "minimum": 1}},
+    "launched": {
+        "attempt": _ATTEMPT,
+        "launcher": {"type": "string", "description": "what started it"},
+        "run": {"type": "string", "description": "its name where it runs"},
+        "plan": _PLAN,
+    },
+    "started": {
+        "attempt": _ATTEMPT,
+        "world_size": {"type": "integer", "minimum": 1, "description": "processes of the run"},
+    },
     "progress": {
         "attempt": _ATTEMPT,
-        "stage": {"enum": list(STAGES)},
+        "stage": {"enum": list(STAGES), "description": "what the run does now"},
         "step": {"type": "integer", "minimum": 0, "description": "denoising steps done"},
-        "steps": {"type": "integer", "minimum": 1},
+        "steps": {"type": "integer", "minimum": 1, "description": "denoising steps in all"},
         "percent": {"type": "number", "minimum": 0, "maximum": 100, "description": "never falls within an attempt"},
         "eta_s": {"type": ["number", "null"], "minimum": 0, "description": "seconds to the end; null while unknown"},
-        "seconds_per_step": {"type": ["number", "null"], "minimum": 0},
+        "seconds_per_step": {"type": ["number", "null"], "minimum": 0, "description": "null before the first"},
     },
     "retrying": {"attempt": {**_ATTEMPT, "description": "the next attempt"}, "error": _ERROR},
     "cancel": {},
@@ -84,12 +95,16 @@ _DATA: dict[str, dict[str, Any]] = {
         "artifacts": {
             "type": "object",
             "required": ["video", "poster", "manifest"],
-            "properties": {"video": _VIDEO, "poster": _artifact(), "manifest": _artifact()},
+            "properties": {
+                "video": _VIDEO,
+                "poster": {**_artifact(), "description": "a picture of it; the first four fields of a video"},
+                "manifest": {**_artifact(), "description": "how it was made, as JSON; the same four fields"},
+            },
         },
         "timings": {"type": "object", "additionalProperties": _SECONDS, "description": "seconds per stage"},
     },
-    "failed": {"attempt": {**_ATTEMPT, "minimum": 0}, "error": _ERROR},
-    "cancelled": {"attempt": {**_ATTEMPT, "minimum": 0}},
+    "failed": {"attempt": _LAST_ATTEMPT, "error": _ERROR},
+    "cancelled": {"attempt": _LAST_ATTEMPT},
     "check": {},
 }
 
@@ -105,7 +120,7 @@ def published() -> dict[str, dict[str, Any]]:
 def validate(event: Event) -> Event:
     """The same event, if its data keeps the schema of its type; an event of another type passes. Raises BadEvent."""
     if event.name in EVENTS:
-        found = tuple(problems(_validator(event.name), dict(event.data)))
+        found = tuple(schema_problems(_validator(event.name), dict(event.data)))
         if found:
             raise BadEvent(*found)
     return event

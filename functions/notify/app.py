@@ -15,7 +15,8 @@ from engine.contract.request import WEBHOOK_EVENTS
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
 from functions.notify.handler import delivery, is_gone
-from functions.notify.webhook import read_secret, send
+from functions.notify.send import send
+from functions.notify.webhook import read_secret
 from functions.web import empty, make_app, read_event
 
 _LOG = logging.getLogger(__name__)

@@ -1,0 +1,160 @@
+"""Writes the documents that follow from the code: docs/schemas, docs/events.md, docs/settings.md and docs/models.md.
+
+`python -m docs.generate` writes them. With `--check` it writes nothing, and ends with 1 if some are stale, naming them.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from docs.events_page import events_page
+from docs.markdown import table
+from engine.contract.errors import Invalid
+from engine.contract.models import CATALOG, Limits, ModelRow
+from engine.contract.plan import choose
+from engine.contract.schemas import published
+from engine.contract.settings import Settings, env_name
+
+DOCS = Path(__file__).parent
+_MODELS = """\
+# Models
+
+A request names one of these. Sizes are width x height in pixels; every value that a request leaves out is the model's
+default, and [events.md](events.md) has the limits of each field.
+
+{models}
+
+- **Tokens**: the length of the sequence that the default video is to the model. More frames or pixels make it longer,
+  and the time of a step grows faster than it.
+- **Guidance** with two numbers is that of the high-noise and of the low-noise expert.
+- A model that needs an image is not offered yet: a request for it is refused.
+- The `tiny` models are the real program with small, random weights. They show no picture worth seeing and need no GPU:
+  they are for demos, tests and development.
+
+## How many processes can share a video
+
+A process is one GPU. The prompt and the negative prompt run side by side on two halves of them; the processes of a half
+share the model's attention heads, so they must divide them. A job on another number fails with `plan_invalid`. Over
+several nodes every number works: what the heads cannot share is passed around in a ring.
+
+{plans}
+
+_Made from engine/contract/models.py by `make docs`._
+"""
+_SETTINGS = """\
+# Settings
+
+Everything that can be set is an environment variable, read once when a process starts. A variable that is empty counts
+as not set; a bad value ends the process with a message that names the variable.
+
+{settings}
+
+Credentials for S3 are found where boto3 looks for them, such as `AWS_ACCESS_KEY_ID` or a pod's role.
+
+_Made from engine/contract/settings.py by `make docs`._
+"""
+
+
+def pages() -> dict[str, str]:
+    """Every generated file, by its name within docs, and its text."""
+    schemas = {f"schemas/{name}": _json(schema) for name, schema in published().items()}
+    return {**schemas, "events.md": events_page(), "models.md": models_page(), "settings.md": settings_page()}
+
+
+def stale(folder: Path = DOCS) -> list[str]:
+    """The files of a folder that are not what the code says: different, missing, or left over."""
+    return [name for name, text in pages().items() if _text(folder / name) != text] + _left_over(folder)
+
+
+def write(folder: Path = DOCS) -> None:
+    """Bring a folder in step with the code."""
+    for name in _left_over(folder):
+        (folder / name).unlink()
+    for name, text in pages().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+    rows = [(f"`{env_name(item.name)}`", _default(item.default), item.metadata["doc"]) for item in fields(Settings)]
+    return _SETTINGS.format(settings=table(("Variable", "Default", "What it is"), rows))
+
+
+def models_page() -> str:
+    """docs/models.md."""
+    models = table(
+        ("Model", "From", "Size", "Frames", "fps", "Steps", "Guidance", "Tokens", "Weights"),
+        [_model(row) for row in CATALOG.values()],
+    )
+    plans = table(
+        ("Model", "Heads", "Processes on one node"),
+        [(f"`{row.name}`", str(row.num_heads), ", ".join(map(str, _counts(row)))) for row in CATALOG.values()],
+    )
+    return _MODELS.format(models=models, plans=plans)
+
+
+def _model(row: ModelRow) -> tuple[str, ...]:
+    tokens = row.num_tokens(width=row.width.default, height=row.height.default, num_frames=row.num_frames.default)
+    guidance = [f"{scale:g}" for scale in (row.guidance_scale, row.guidance_scale_2) if scale is not None]
+    return (
+        f"`{row.name}`",
+        "text and an image" if row.needs_image else "text",
+        f"{row.width.default} x {row.height.default}",
+        _limits(row.num_frames),
+        str(row.fps.default),
+        _limits(row.steps),
+        " / ".join(guidance),
+        f"{tokens:,}",
+        f"[{row.hub}](https://huggingface.co/{row.hub})" if row.hub else "made on the spot",
+    )
+
+
+def _limits(limits: Limits) -> str:
+    return f"{limits.default} (up to {limits.high})"
+
+
+def _counts(row: ModelRow) -> list[int]:
+    """The process counts of one node that a plan fits; a node has at most 16 GPUs."""
+    fitting = []
+    for count in range(1, 17):
+        try:
+            choose(row, num_nodes=1, num_processes=count)
+        except Invalid:
+            continue
+        fitting.append(count)
+    return fitting
+
+
+def _default(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"`{text}`" if text else "empty"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _left_over(folder: Path) -> list[str]:
+    """Schemas of events that are no more."""
+    return sorted(f"schemas/{path.name}" for path in folder.glob("schemas/*") if path.name not in published())
+
+
+def main() -> None:
+    """Write the files, or only check them."""
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a file is stale")
+    if not parser.parse_args().check:
+        write()
+    elif names := stale():
+        sys.exit(f"in docs/, not in step with the code: {', '.join(names)}; run: make docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The command line: what it prints, its exit codes, its options."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.adapters.bus import Bus
+from engine.contract.settings import Settings
+from engine.contract.streams import dead_subject
+from functions.cli import make_parser
+from tests.e2e.system import System, cinevent
+from tests.make import an_event
+from tests.servers import free_port
+
+OPTIONS = {
+    "local": "--data --models --nats-port --port --processes --ready-file",
+    "submit": "--file --fps --guidance-scale --height --json --key --model --nats --negative-prompt --num-frames "
+    "--priority --seed --steps --url --watch --webhook --width",
+    "get": "--json --nats --url",
+    "watch": "--json --nats --url",
+    "cancel": "--json --nats --url",
+    "list": "--cursor --json --limit --nats --url",
+    "video": "--json --nats --output --url",
+    "dead list": "--json --nats --url",
+    "dead show": "--json --nats --url",
+    "dead redrive": "--json --nats --url",
+}
+
+
+def options_of(parser: argparse.ArgumentParser, *, path: str = "") -> dict[str, str]:
+    """The long options of every command, by the command's words."""
+    found: dict[str, str] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                found |= options_of(sub, path=f"{path} {name}".strip())
+    if path and not found:
+        names = {option for action in parser._actions for option in action.option_strings if option[:2] == "--"}
+        found[path] = " ".join(sorted(names - {"--help"}))
+    return found
+
+
+def test_commands_and_options_are_these() -> None:
+    """An option is a promise: add it here when it is meant to stay."""
+    assert options_of(make_parser()) == OPTIONS
+
+
+@pytest.mark.parametrize("command", ["", *OPTIONS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse_args([*command.split(), "--help"])
+
+    assert ended.value.code == 0
+    assert "usage: cinevent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("fly",), ("get",), ("list", "--limit", "x"), ("submit", "a", "--model", "sora")]
+)
+def test_a_wrong_call_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    done = cinevent(*arguments)
+
+    assert (done.code, done.out) == (2, "")
+    assert "usage" in done.err
+
+
+def test_without_a_system_the_error_is_one_line_and_exit_code_1() -> None:
+    done = cinevent("list", "--url", f"http://127.0.0.1:{free_port()}")
+
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "does not answer" in done.err
+
+
+def test_a_bad_variable_is_named() -> None:
+    done = cinevent("list", env={"CINEVENT_MAX_RUNS": "many"})
+
+    assert (done.code, done.err.strip()) == (1, "cinevent: CINEVENT_MAX_RUNS: 'many' is not a whole number")
+
+
+def test_a_refused_request_says_which_field_and_why(system: System) -> None:
+    done = system.cinevent("submit", "a cat", "--width", "100")
+
+    assert done.code == 1
+    assert "/input/width" in done.err
+    assert "422" in done.err
+
+
+def test_a_request_from_a_file_keeps_its_key(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"model": "tiny-t2v", "input": {"prompt": "a", "steps": 1}, "priority": "low"}))
+
+    first, second = (system.cinevent("submit", "--file", str(file), "--key", "k1", "--json").json for _ in range(2))
+
+    assert first["id"] == second["id"]
+    assert first["priority"] == "low"
+
+
+def test_list_shows_jobs_as_lines_and_as_json(system: System) -> None:
+    job = system.submit("--steps", "1")
+
+    lines, found = system.cinevent("list"), system.cinevent("list", "--json", "--limit", "1")
+
+    assert lines.out.startswith(job)
+    assert [entry["id"] for entry in found.json["jobs"]] == [job]
+
+
+def test_an_unknown_job_is_exit_code_1(system: System) -> None:
+    done = system.cinevent("get", "j" + "a" * 25)
+
+    assert (done.code, done.out) == (1, "")
+    assert "404" in done.err
+
+
+def test_dead_letters_are_listed_shown_and_driven_again(system: System) -> None:
+    event = an_event("failed", job="j" + "d" * 25)
+    bury(system, event_body=b"{}", subject=f"cinevent.default.{event.data['job']}.done.failed")
+    [letter] = system.cinevent("dead", "list", "--json").json
+
+    shown = system.cinevent("dead", "show", str(letter["sequence"]), "--json").json
+    driven = system.cinevent("dead", "redrive", str(letter["sequence"]))
+
+    assert (shown["reason"], shown["event"]) == ("HTTP 400: no", "{}")
+    assert (driven.code, "notify-done" in driven.out) == (0, True)
+    assert system.cinevent("dead", "show", str(letter["sequence"])).code == 1
+
+
+def bury(system: System, *, event_body: bytes, subject: str) -> None:
+    """Put a dead letter of notify's consumer into its stream, as the source does."""
+    bus = Bus.open(Settings(nats_url=system.addresses["nats"]), is_client=True)
+    facts = {"Reason": "HTTP 400: no", "Tries": "1", "Subject": subject, "Consumer": "notify-done"}
+    headers = {f"Cinevent-Dead-{name}": value for name, value in facts.items()}
+    bus.publish_bytes(dead_subject("notify-done", subject), headers, event_body)
+    bus.close()

@@ -1,0 +1,151 @@
+"""The whole system on one machine with the real engine: a request becomes a video, whatever happens in between."""
+
+import hashlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import av
+import pytest
+from standardwebhooks import Webhook
+
+from engine.contract.codec import decode
+from engine.contract.schemas import STAGES
+from tests.e2e.system import System, a_system, cinevent, left, power_off
+from tests.servers import Sink, accepts, free_port, wait_until
+
+SMALL = ("--width", "64", "--height", "64", "--num-frames", "9", "--steps", "4", "--seed", "7")
+LONG = ("--steps", "100", "--num-frames", "33", "--width", "256", "--height", "256")
+
+
+def test_a_request_becomes_a_video_and_a_signed_webhook(system: System, sink: Sink, tmp_path: Path) -> None:
+    job = system.submit(*SMALL, "--webhook", sink.url)
+    state = system.await_state(job, "COMPLETED", "FAILED")
+    video = tmp_path / "video.mp4"
+
+    done = system.cinevent("video", job, "-o", str(video))
+
+    assert (state["state"], done.code) == ("COMPLETED", 0)
+    assert hashlib.sha256(video.read_bytes()).hexdigest() == state["artifacts"]["video"]["sha256"]
+    with av.open(video) as opened:
+        stream = opened.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height, stream.frames) == ("h264", 64, 64, 9)
+    wait_until(lambda: sink.received, what="the webhook comes")
+    [hook] = sink.received
+    Webhook(system.addresses["webhook_secret"]).verify(hook.body, hook.headers)
+    assert decode(hook.headers, hook.body).name == "completed"
+
+
+def test_watch_shows_stages_and_steps_until_the_end(system: System) -> None:
+    done = system.cinevent("submit", "a kite", *SMALL, "--watch")
+
+    lines = done.out.splitlines()
+    assert done.code == 0, done.err
+    assert [stage for stage in STAGES if stage not in done.out] == []
+    assert "step 4/4" in done.out
+    assert lines[-1].endswith("COMPLETED")
+
+
+def test_cancel_ends_a_running_job_within_ten_seconds(system: System) -> None:
+    job = system.submit(*LONG)
+    system.await_state(job, "PROCESSING")
+    start = time.monotonic()
+
+    assert system.cinevent("cancel", job).code == 0
+    system.await_state(job, "CANCELLED")
+
+    assert time.monotonic() - start < 10
+    wait_until(lambda: not engine_processes(system.data), what="the engine is gone")
+
+
+def test_a_part_that_dies_is_started_again(system: System) -> None:
+    nats_port = int(system.addresses["nats"].rsplit(":", 1)[1])
+    for name in ("nats-server", "functions.submit.app", "functions.source"):
+        for pid in [pid for pid in left(system.data) if name in command_of(pid)]:
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: accepts(nats_port), what="nats-server is back")
+
+    wait_until(lambda: system.cinevent("list").code == 0, timeout_s=20, what="submit is back")
+    job = system.submit(*SMALL)
+
+    assert system.await_state(job, "COMPLETED", "FAILED")["state"] == "COMPLETED"
+
+
+def test_after_a_power_loss_a_job_that_was_processing_is_finished(models: Path, tmp_path: Path) -> None:
+    data, nats_port = tmp_path / "data", free_port()
+    with a_system(data, models=models, nats_port=nats_port) as system:
+        job = system.submit("--steps", "40", "--num-frames", "17")
+        waiting = system.submit(*SMALL)
+        system.await_state(job, "PROCESSING")
+        power_off(data)
+
+    with a_system(data, models=models, nats_port=nats_port) as system:
+        finished = system.await_state(job, "COMPLETED", "FAILED")
+        second = system.await_state(waiting, "COMPLETED", "FAILED")
+
+    assert (finished["state"], finished["attempt"]) == ("COMPLETED", 2)
+    assert (second["state"], second["attempt"]) == ("COMPLETED", 1)
+
+
+def test_sigterm_leaves_no_process_and_the_job_goes_on_at_the_next_start(models: Path, tmp_path: Path) -> None:
+    data, nats_port = tmp_path / "data", free_port()
+    with a_system(data, models=models, nats_port=nats_port) as system:
+        job = system.submit("--steps", "40", "--num-frames", "17")
+        system.await_state(job, "PROCESSING")
+
+        assert system.process.stop(timeout_s=60) == 0
+        assert left(data) == []
+
+    with a_system(data, models=models, nats_port=nats_port) as system:
+        state = system.await_state(job, "COMPLETED", "FAILED")
+
+    assert (state["state"], state["attempt"]) == ("COMPLETED", 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_damaged_weights_fail_the_job_with_the_files_name(models: Path, tmp_path: Path, processes: int) -> None:
+    damaged = tmp_path / "models"
+    shutil.copytree(models, damaged)
+    weights = next((damaged / "tiny-t2v" / "transformer_2").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with a_system(tmp_path / "data", models=damaged, processes=processes) as system:
+        state = system.await_state(system.submit(*SMALL), "FAILED", "COMPLETED", timeout_s=40)
+
+    assert (state["error"]["code"], state["attempt"]) == ("model_load_failed", 1)
+    assert "transformer_2" in state["error"]["message"]
+
+
+def test_two_processes_make_the_same_video_as_one(models: Path, tmp_path: Path, system: System) -> None:
+    one = system.await_state(system.submit(*SMALL), "COMPLETED", "FAILED")
+    with a_system(tmp_path / "data", models=models, processes=2) as two_processes:
+        two = two_processes.await_state(two_processes.submit(*SMALL), "COMPLETED", "FAILED")
+
+    assert one["artifacts"]["video"]["sha256"] == two["artifacts"]["video"]["sha256"]
+
+
+def test_a_second_system_on_the_same_data_is_refused_in_one_line(system: System) -> None:
+    done = cinevent("local", "--data", str(system.data), "--port", "0", "--nats-port", "0")
+
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "in use" in done.err
+
+
+def test_a_port_that_is_taken_is_named(system: System, tmp_path: Path) -> None:
+    port = system.addresses["submit"].rsplit(":", 1)[1]
+
+    done = cinevent("local", "--data", str(tmp_path / "data"), "--port", port)
+
+    assert (done.code, f"port {port}" in done.err, "--port" in done.err) == (1, True, True)
+
+
+def engine_processes(data: Path) -> list[int]:
+    return [pid for pid in left(data) if "-m engine" in command_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

@@ -1,0 +1,453 @@
+"""The source, against a real nats-server and real HTTP: what is delivered, when, in which order, what is kept."""
+
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.adapters.bus import Bus, Message
+from engine.adapters.dead import STREAM as DEAD
+from engine.adapters.dead import dead_letters, redrive
+from engine.adapters.history import REDRIVE_HEADER
+from engine.adapters.topology import consumer_config
+from engine.contract.codec import decode, encode_nats
+from engine.contract.events import Event, subject
+from engine.contract.job import derived_id
+from engine.contract.settings import Settings
+from engine.contract.streams import CONSUMERS, alarm_subjects
+from tests.e2e.sources import in_hand, raw_server, source_process, source_thread, with_jetstream
+from tests.make import JOB, TENANT, a_request, an_event
+from tests.servers import NatsServer, Received, Sink, wait_until
+
+NOTHING = (0, 0)
+
+
+@pytest.fixture
+def sink(sink: Sink) -> Sink:
+    """A sink that a whole hand may connect to at once; with a shorter queue, some connect only a second later."""
+    sink._server.socket.listen(128)
+    return sink
+
+
+def done(number: int) -> Event:
+    """The outcome of a job of its own."""
+    return an_event("cancelled", job=derived_id(TENANT, "test", str(number)))
+
+
+def requested(number: int, priority: str) -> Event:
+    """A request of a job of its own."""
+    job = derived_id(TENANT, priority, str(number))
+    return an_event("requested", job=job, request=a_request(priority=priority).to_json())
+
+
+def publish(bus: Bus, *events: Event) -> list[str]:
+    """Publish these; returns their ids."""
+    for event in events:
+        bus.publish(event)
+    return [event.id for event in events]
+
+
+def ids(sink: Sink) -> list[str]:
+    """The events that the sink got, in order."""
+    return [request.headers["ce-id"] for request in sink.received]
+
+
+def in_turn(*answers: tuple[int, dict[str, str]]) -> Callable[[Received], tuple[int, dict[str, str]]]:
+    """These answers one after the other, whoever asks; the last one for ever."""
+    left = list(answers)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+def the_dead(bus: Bus) -> list[Message]:
+    """The dead letters as they are stored."""
+    return bus.read(DEAD, matching="cinevent.dead.>")
+
+
+def test_an_idle_source_posts_an_event_at_once_in_binary_mode_and_acknowledges(
+    bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    event = done(1)
+    with source_thread("outcomes", settings, sink.url, extensions={"cluster": "here"}):
+        publish(bus, done(0))
+        wait_until(lambda: len(sink.received) == 1)
+        before = time.monotonic()
+        publish(bus, event)
+        wait_until(lambda: len(sink.received) == 2)
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    post = sink.received[1]
+    assert decode(post.headers, post.body) == Event(**{**fields(event), "extensions": {"cluster": "here"}})
+    assert post.headers["content-type"] == "application/json"
+    assert post.at - before < 0.2
+
+
+def fields(event: Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in event.__slots__}
+
+
+def test_each_failure_makes_that_event_alone_wait_and_then_it_is_delivered_once(bus: Bus, settings: Settings) -> None:
+    names = ("404", "503", "reset", "silence", "none")
+    events = {done(n).id: name for n, name in enumerate(names)}
+    got: list[tuple[str, float]] = []
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        name = events[next(i for i in events if i.encode() in request)]
+        got.append((name, time.monotonic()))
+        is_first = [n for n, _ in got].count(name) == 1
+        misbehave(name if is_first else "none", connection)
+
+    with raw_server(serve) as url, source_thread("outcomes", settings, url, timeout_s=0.5):
+        publish(bus, *(done(n) for n in range(len(names))))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING and len(got) == 9)
+
+    assert Counter(name for name, _ in got) == {"404": 2, "503": 2, "reset": 2, "silence": 2, "none": 1}
+    first, second = (at for name, at in got if name == "503")
+    assert 1.0 <= second - first < 1.5
+
+
+def misbehave(name: str, connection: socket.socket) -> None:
+    """Answer as `name` says."""
+    replies = {
+        "404": b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+        "503": b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
+        "none": b"HTTP/1.1 204 No Content\r\n\r\n",
+    }
+    if name == "reset":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif name == "silence":
+        # Until the other side gives up.
+        connection.recv(1)
+    else:
+        connection.sendall(replies[name])
+
+
+def test_a_429_pauses_the_whole_source_and_keeps_the_order(bus: Bus, sink: Sink, settings: Settings) -> None:
+    sink.answer = in_turn((429, {"retry-after": "1"}), (429, {}), (204, {}))
+    with source_thread("requests", settings, sink.url):
+        low = publish(bus, *(requested(n, "low") for n in range(3)))
+        wait_until(lambda: sink.received)
+        high = publish(bus, requested(0, "high"))
+        wait_until(lambda: in_hand(settings, "dispatch-low") == NOTHING)
+
+    times = [post.at for post in sink.received]
+    assert all(0.95 < pause < 1.5 for pause in (times[1] - times[0], times[2] - times[1]))
+    assert ids(sink) == [low[0], *high, *high, *low]
+
+
+def test_after_a_pause_one_letter_goes_ahead_and_the_rest_follow_its_answer(
+    bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    num_at_answer: list[int] = []
+    all_came = threading.Event()
+
+    def answer(_: Received) -> tuple[int, dict[str, str]]:
+        if len(sink.received) <= 5:
+            all_came.wait(5)
+            return 429, {"retry-after": "0"}
+        if not num_at_answer:
+            # Long enough for the others to come, if they did not wait.
+            time.sleep(0.3)
+            num_at_answer.append(len(sink.received))
+        return 204, {}
+
+    sink.answer = answer
+    with source_thread("outcomes", settings, sink.url):
+        sent = publish(bus, *(done(n) for n in range(5)))
+        wait_until(lambda: len(sink.received) == 5)
+        all_came.set()
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    assert num_at_answer == [6]
+    assert ids(sink)[5] == sent[0]
+    assert sorted(ids(sink)[5:]) == sorted(sent)
+
+
+def test_a_refused_event_becomes_a_dead_letter_with_the_reason(bus: Bus, sink: Sink, settings: Settings) -> None:
+    event, (set_on, due_on) = an_event("check"), alarm_subjects(TENANT, JOB)
+    sink.answer = lambda _: (400, {})
+    with source_thread("alarms", settings, sink.url):
+        bus.publish_at(event, set_on=set_on, due_on=due_on, when=datetime.now(UTC))
+        wait_until(lambda: the_dead(bus))
+        wait_until(lambda: in_hand(settings, "dispatch-alarms") == NOTHING)
+
+    (letter,) = dead_letters(bus, limit=10)
+    assert (letter.consumer, letter.tries, letter.subject) == ("dispatch-alarms", 1, due_on)
+    assert letter.reason == "HTTP 400:"
+    assert letter.body == encode_nats(event)[1]
+    headers = the_dead(bus)[0].headers
+    assert not [name for name in headers if name.startswith("Nats-Schedule")]
+    assert headers["Nats-Msg-Id"].startswith("CINEVENT_ALARMS:dispatch-alarms:")
+    assert len(sink.received) == 1
+
+
+def test_the_reason_has_the_first_bytes_of_the_answer_in_one_line(bus: Bus, settings: Settings) -> None:
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 422 No\r\ncontent-length: 100000\r\n\r\nno\r\nsuch \xff model" + b"." * 5000)
+
+    with raw_server(serve) as url, source_thread("outcomes", settings, url):
+        publish(bus, done(1))
+        wait_until(lambda: the_dead(bus))
+
+    (letter,) = dead_letters(bus, limit=10)
+    assert letter.reason.startswith("HTTP 422: no such ? model....")
+    assert len(letter.reason) == 300
+
+
+def test_after_its_last_try_an_event_is_a_dead_letter_and_nothing_else(
+    bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    sink.answer = lambda _: (503, {"retry-after": "0"})
+    with source_thread("outcomes", settings, sink.url):
+        sent = publish(bus, done(1))
+        wait_until(lambda: the_dead(bus))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    (letter,) = dead_letters(bus, limit=10)
+    assert (letter.tries, letter.reason) == (len(sink.received), f"{letter.tries} tries, the last one: HTTP 503:")
+    assert set(ids(sink)) == set(sent)
+
+
+def test_bytes_that_are_no_event_are_a_dead_letter_and_never_posted(bus: Bus, sink: Sink, settings: Settings) -> None:
+    with source_thread("outcomes", settings, sink.url):
+        bus.publish_bytes(subject(done(1)), {"x-from": "elsewhere"}, b"\xff no event")
+        wait_until(lambda: the_dead(bus))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    (letter,) = dead_letters(bus, limit=10)
+    assert letter.reason.startswith("not an event: ")
+    assert (letter.body, the_dead(bus)[0].headers["x-from"]) == (b"\xff no event", "elsewhere")
+    assert sink.received == []
+
+
+def test_a_message_too_large_for_a_dead_letter_is_reported_without_its_body(
+    bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    body = b"x" * (2**20 - 100)
+    with source_thread("outcomes", settings, sink.url):
+        bus.publish_bytes(subject(done(1)), {"x-from": "elsewhere"}, body)
+        wait_until(lambda: the_dead(bus))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    assert the_dead(bus)[0].body == b""
+    assert the_dead(bus)[0].headers["Cinevent-Dead-Omitted"] == f"the body of {len(body)} bytes"
+
+
+def test_without_a_stream_for_dead_letters_nothing_is_lost(bus: Bus, sink: Sink, settings: Settings) -> None:
+    sink.answer = in_turn((204, {}), (400, {}))
+    with source_thread("outcomes", settings, sink.url):
+        publish(bus, done(0))
+        wait_until(lambda: sink.received)
+        with_jetstream(settings, lambda js: js.delete_stream(DEAD))
+        lost = publish(bus, done(1))
+        wait_until(lambda: len(sink.received) == 3)
+        wait_until(lambda: the_dead(bus))
+
+    assert ids(sink)[1:] == lost * 2
+
+
+def test_a_backlog_is_shared_6_to_3_to_1(bus: Bus, sink: Sink, settings: Settings) -> None:
+    def answer(_: Received) -> tuple[int, dict[str, str]]:
+        time.sleep(0.02)
+        return 204, {}
+
+    sink.answer = answer
+    priorities = {i: p for p in ("high", "normal", "low") for i in publish(bus, *(requested(n, p) for n in range(40)))}
+    with source_thread("requests", settings, sink.url):
+        wait_until(lambda: len(sink.received) >= 50)
+
+    shares = Counter(priorities[i] for i in ids(sink)[:50])
+    assert 27 <= shares["high"] <= 33
+    assert 12 <= shares["normal"] <= 18
+    assert 3 <= shares["low"] <= 7
+
+
+def test_a_source_takes_no_more_than_its_slots(bus: Bus, sink: Sink, settings: Settings) -> None:
+    may_answer = threading.Event()
+
+    def answer(_: Received) -> tuple[int, dict[str, str]]:
+        may_answer.wait(10)
+        return 204, {}
+
+    sink.answer = answer
+    sent = publish(bus, *(done(n) for n in range(40)))
+    with source_thread("outcomes", settings, sink.url):
+        wait_until(lambda: len(sink.received) == 16)
+        assert in_hand(settings, "notify-done") == (16, 24)
+        may_answer.set()
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    assert sorted(ids(sink)) == sorted(sent)
+
+
+def test_at_sigterm_the_answer_on_its_way_counts_and_the_rest_goes_to_the_next_source(
+    nats: NatsServer, bus: Bus, sink: Sink, settings: Settings, tmp_path: Path
+) -> None:
+    slow, refused, unposted = done(1), done(2), done(3)
+    may_answer = threading.Event()
+
+    def answer(request: Received) -> tuple[int, dict[str, str]]:
+        if request.headers["ce-id"] == slow.id:
+            may_answer.wait(10)
+        return (204, {}) if len(sink.received) != 2 else (429, {"retry-after": "60"})
+
+    sink.answer = answer
+    with source_process("outcomes", nats.url, sink.url, log=tmp_path / "source.log") as source:
+        publish(bus, slow, refused)
+        wait_until(lambda: len(sink.received) == 2)
+        publish(bus, unposted)
+        wait_until(lambda: in_hand(settings, "notify-done") == (3, 0))
+        source.process.terminate()
+        with source_thread("outcomes", settings, sink.url):
+            wait_until(lambda: ids(sink)[2:] == [refused.id, unposted.id], timeout_s=5)
+            may_answer.set()
+            assert source.process.wait(timeout=5) == 0
+            wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+
+def test_an_event_is_not_delivered_twice_because_its_answer_takes_long(
+    bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    ack_wait_s = 0.6
+
+    def answer(_: Received) -> tuple[int, dict[str, str]]:
+        time.sleep(3 * ack_wait_s)
+        return 204, {}
+
+    async def shorten(js: Any) -> None:
+        consumer = replace(consumer_config(CONSUMERS["notify-done"]), ack_wait=ack_wait_s)
+        await js.add_consumer("CINEVENT_JOBS", consumer)
+
+    with source_thread("outcomes", settings, sink.url, beat_s=ack_wait_s / 3):
+        publish(bus, done(0))
+        wait_until(lambda: sink.received)
+        sink.answer = answer
+        with_jetstream(settings, shorten)
+        publish(bus, done(1))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+    assert ids(sink) == [done(0).id, done(1).id]
+
+
+def test_a_source_goes_on_after_its_server_was_killed_and_repeats_nothing_that_was_answered(
+    nats: NatsServer, bus: Bus, sink: Sink, settings: Settings
+) -> None:
+    may_answer = threading.Event()
+
+    def answer(_: Received) -> tuple[int, dict[str, str]]:
+        may_answer.wait(10)
+        return 204, {}
+
+    sink.answer = answer
+    with source_thread("outcomes", settings, sink.url):
+        before = publish(bus, done(1))
+        wait_until(lambda: sink.received)
+        nats.kill()
+        may_answer.set()
+        nats.start()
+        after = publish(bus, done(2))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    assert ids(sink) == before + after
+
+
+def test_a_source_starts_before_its_server_and_needs_no_stream_to_be_there(
+    nats: NatsServer, sink: Sink, settings: Settings, tmp_path: Path
+) -> None:
+    nats.kill()
+    log = tmp_path / "source.log"
+    with source_process("outcomes", nats.url, sink.url, log=log) as source:
+        wait_until(lambda: b"connecting" in log.read_bytes())
+        nats.start()
+        wait_until(lambda: b"pulling" in log.read_bytes())
+        event = done(1)
+        headers, body = encode_nats(event)
+        with_jetstream(settings, lambda js: js.publish(subject(event), body, headers=headers))
+        wait_until(lambda: ids(sink) == [event.id])
+        assert source.stop() == 0
+
+
+def test_a_source_without_a_server_ends_at_sigterm(nats: NatsServer, sink: Sink, tmp_path: Path) -> None:
+    nats.kill()
+    log = tmp_path / "source.log"
+    with source_process("outcomes", nats.url, sink.url, log=log) as source:
+        wait_until(lambda: b"connecting" in log.read_bytes())
+        assert source.stop(timeout_s=5) == 0
+
+
+def test_a_source_that_the_server_sends_away_comes_back(nats: NatsServer, sink: Sink, settings: Settings) -> None:
+    """nats-py closes for good when the server sends it an error, as it does when credentials end."""
+    source, other = (replace(settings, nats_url=nats.url.replace("//", f"//{name}:x@")) for name in "so")
+
+    def num_waiting() -> int:
+        return with_jetstream(other, lambda js: js.consumer_info("CINEVENT_JOBS", "notify-done")).num_waiting
+
+    admit(nats, "s", "o")
+    with closing(Bus.open(other)) as bus, source_thread("outcomes", source, sink.url, beat_s=0.2):
+        publish(bus, done(0))
+        wait_until(lambda: sink.received)
+        admit(nats, "o")
+        wait_until(lambda: num_waiting() == 0)
+        publish(bus, done(1))
+        admit(nats, "s", "o")
+        wait_until(lambda: ids(sink) == [done(0).id, done(1).id])
+
+
+def admit(nats: NatsServer, *names: str) -> None:
+    """Let the running server know these users and no others."""
+    config = nats.directory / "nats.conf"
+    base = config.read_text().partition("authorization")[0]
+    users = ", ".join(f"{{user: {name}, password: x}}" for name in names)
+    config.write_text(f"{base}authorization {{ users: [{users}] }}\n")
+    nats._process.send_signal(signal.SIGHUP)
+
+
+def test_a_deleted_consumer_is_made_again(bus: Bus, sink: Sink, settings: Settings) -> None:
+    with source_thread("outcomes", settings, sink.url):
+        publish(bus, done(1))
+        wait_until(lambda: len(sink.received) == 1)
+        with_jetstream(settings, lambda js: js.delete_consumer("CINEVENT_JOBS", "notify-done"))
+        sent = publish(bus, done(2))
+        wait_until(lambda: sent[0] in ids(sink))
+
+
+def test_a_redriven_event_is_delivered_by_its_own_consumer_only(bus: Bus, sink: Sink, settings: Settings) -> None:
+    event, other = done(1), done(2)
+    headers, body = encode_nats(other)
+    sink.answer = in_turn((400, {}), (204, {}))
+    with source_thread("outcomes", settings, sink.url):
+        publish(bus, event)
+        wait_until(lambda: the_dead(bus))
+        bus.publish_bytes(subject(other), {**headers, REDRIVE_HEADER: "dispatch-cancel"}, body)
+        redrive(bus, the_dead(bus)[0].sequence)
+        wait_until(lambda: len(sink.received) == 2)
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    assert ids(sink) == [event.id, event.id]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"K_SINK": "dispatch:8080"},
+        {"K_SINK": "http://sink", "K_CE_OVERRIDES": '{"extensions": {"Bad-Name": "x"}}'},
+        {"K_SINK": "http://sink", "K_CA_CERTS": "none"},
+    ],
+)
+def test_a_wrong_variable_ends_the_source_with_its_name_in_one_line(environ: dict[str, str]) -> None:
+    result = subprocess.run([sys.executable, "-m", "functions.source", "outcomes"], env=environ, capture_output=True)
+
+    assert result.returncode == 2
+    assert list(environ or {"K_SINK": ""})[-1].encode() in result.stderr
+    assert result.stderr.count(b"\n") == 1

@@ -1,0 +1,86 @@
+"""Settings from a mapping, and back into one for a child process."""
+
+from dataclasses import Field, fields
+
+import pytest
+
+from engine.contract.errors import Invalid
+from engine.contract.settings import Settings, env_name
+
+OTHER = {
+    "tenant": "team-1",
+    "store_url": "s3://bucket/prefix",
+    "engine_command": "python -m 'my engine'",
+}
+"""Values beside the defaults for the fields that not any text or number fits."""
+
+
+def other(name: str, default: object) -> object:
+    """A valid value that is not the default."""
+    if name in OTHER:
+        return OTHER[name]
+    return default + 1 if isinstance(default, int | float) else f"{default}x"
+
+
+def problems(environ: dict[str, str]) -> list[tuple[str, str]]:
+    """Variable and rule of every problem."""
+    with pytest.raises(Invalid) as caught:
+        Settings.read(environ)
+    return [(problem.pointer, problem.rule) for problem in caught.value.problems]
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.read({}) == Settings()
+    assert Settings().environ() == {}
+
+
+def test_settings_survive_the_way_through_an_environment() -> None:
+    settings = Settings(**{item.name: other(item.name, item.default) for item in fields(Settings)})
+
+    assert Settings.read(settings.environ()) == settings
+    assert len(settings.environ()) == len(fields(Settings))
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    assert Settings.read({"PATH": "/bin", "CINEVENT_FUNCTION": "submit", "nats_url": "nats://other"}) == Settings()
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    assert Settings.read({"CINEVENT_NATS_URL": "", "CINEVENT_MAX_RUNS": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("CINEVENT_MAX_RUNS", "many", "type"),
+        ("CINEVENT_MAX_RUNS", "1.5", "type"),
+        ("CINEVENT_STALL_S", "soon", "type"),
+        ("CINEVENT_MAX_RUNS", "0", "positive"),
+        ("CINEVENT_NUM_NODES", "-1", "positive"),
+        ("CINEVENT_STALL_S", "nan", "positive"),
+        ("CINEVENT_TENANT", "Team", "tenant"),
+        ("CINEVENT_TENANT", "dead", "tenant"),
+        ("CINEVENT_STORE_URL", "/var/store", "scheme"),
+        ("CINEVENT_ENGINE_COMMAND", "python 'unclosed", "shell"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, rule: str) -> None:
+    assert problems({variable: value}) == [(variable, rule)]
+
+
+def test_every_bad_value_is_named_at_once() -> None:
+    environ = {"CINEVENT_MAX_RUNS": "many", "CINEVENT_STALL_S": "soon", "CINEVENT_TENANT": "default"}
+
+    assert problems(environ) == [("CINEVENT_MAX_RUNS", "type"), ("CINEVENT_STALL_S", "type")]
+
+
+@pytest.mark.parametrize("item", fields(Settings), ids=lambda item: item.name)
+def test_every_field_is_documented_in_a_sentence(item: Field[object]) -> None:
+    doc = item.metadata["doc"]
+
+    assert doc[0].isupper()
+    assert doc.endswith(".")
+
+
+def test_a_variable_is_its_field_in_capitals() -> None:
+    assert env_name("nats_url") == "CINEVENT_NATS_URL"
