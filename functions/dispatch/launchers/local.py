@@ -6,6 +6,7 @@ used while the lock is held, so that it cannot be somebody else's.
 """
 
 import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -51,7 +52,12 @@ def manifest(job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str], 
     )
     # Ranks that share cores get one thread each, or they fight for them.
     threads = {"OMP_NUM_THREADS": "1"} if plan.num_processes > 1 else {}
-    own = {"CINEVENT_JOB": job.id, "CINEVENT_TENANT": job.tenant, "CINEVENT_ATTEMPT": str(attempt)}
+    own = {
+        "CINEVENT_JOB": job.id,
+        "CINEVENT_TENANT": job.tenant,
+        "CINEVENT_ATTEMPT": str(attempt),
+        "CINEVENT_PLAN": json.dumps(plan.to_json()),
+    }
     return Command(arguments=tuple(shlex.split(command)) or torchrun, environ={**threads, **environ, **own})
 
 
