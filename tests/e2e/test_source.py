@@ -90,7 +90,7 @@ def test_an_idle_source_posts_an_event_at_once_in_binary_mode_and_acknowledges(
     post = sink.received[1]
     assert decode(post.headers, post.body) == Event(**{**fields(event), "extensions": {"cluster": "here"}})
     assert post.headers["content-type"] == "application/json"
-    assert post.at - before < 0.2
+    assert post.at - before < 0.5
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_each_failure_makes_that_event_alone_wait_and_then_it_is_delivered_once(
 
     assert Counter(name for name, _ in got) == {"404": 2, "503": 2, "reset": 2, "silence": 2, "none": 1}
     first, second = (at for name, at in got if name == "503")
-    assert 1.0 <= second - first < 1.5
+    assert 1.0 <= second - first < 3.0
 
 
 def misbehave(name: str, connection: socket.socket) -> None:
@@ -142,7 +142,7 @@ def test_a_429_pauses_the_whole_source_and_keeps_the_order(bus: Bus, sink: Sink,
         wait_until(lambda: in_hand(settings, "dispatch-low") == NOTHING)
 
     times = [post.at for post in sink.received]
-    assert all(0.95 < pause < 1.5 for pause in (times[1] - times[0], times[2] - times[1]))
+    assert all(0.95 < pause < 3.0 for pause in (times[1] - times[0], times[2] - times[1]))
     assert ids(sink) == [low[0], *high, *high, *low]
 
 

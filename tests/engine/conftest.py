@@ -1,0 +1,47 @@
+"""Fixtures of the engine's tests: the tiny models, a run of one process, what two ranks computed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from engine.mesh import Ranks, join
+from engine.models import tiny
+from tests.engine.ours import torchrun
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_libraries() -> None:
+    """One thread, as each of several ranks has; and no advice of diffusers on standard error."""
+    torch.set_num_threads(1)
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny models."""
+    directory = tmp_path_factory.mktemp("models")
+    tiny.build(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Ranks:
+    """This process, alone."""
+    return join(rank=0, local_rank=0, world_size=1, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two real ranks computed, under every plan, as tests/engine/two_ranks.py writes it."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    script = Path(__file__).with_name("two_ranks.py")
+    done = subprocess.run(
+        torchrun(2, str(script), str(models), str(folder)), env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0
+    return folder

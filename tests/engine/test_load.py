@@ -1,0 +1,87 @@
+"""Weights that are absent, cut or another model's end the job with a message that names them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import load
+from engine.contract.errors import JobFailed
+from engine.contract.models import CATALOG
+from engine.mesh import Ranks
+from tests.engine.ours import a_mesh, a_video_request
+
+ROW = CATALOG["tiny-t2v"]
+TRANSFORMER = "transformer_2/diffusion_pytorch_model.safetensors"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garble(path: Path) -> None:
+    path.write_text("{")
+
+
+def pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def change(**values: Any) -> Callable[[Path], None]:
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "no folder": ("", shutil.rmtree),
+    "no index": ("model_index.json", Path.unlink),
+    "broken index": ("model_index.json", garble),
+    "another boundary": ("model_index.json", change(boundary_ratio=0.9)),
+    "no expert": ("transformer_2", shutil.rmtree),
+    "no expert's weights": (TRANSFORMER, Path.unlink),
+    "cut expert": (TRANSFORMER, cut),
+    "empty expert": (TRANSFORMER, empty),
+    "expert not downloaded": (TRANSFORMER, pointer),
+    "broken expert's config": ("transformer_2/config.json", garble),
+    "fewer weights than layers": ("transformer_2/config.json", change(num_layers=4)),
+    "other shapes": ("transformer_2/config.json", change(ffn_dim=128)),
+    "another model": ("transformer_2/config.json", change(num_attention_heads=2, attention_head_dim=48)),
+    "no scheduler": ("scheduler", shutil.rmtree),
+    "cut text encoder": ("text_encoder/model.safetensors", cut),
+    "other text shapes": ("text_encoder/config.json", change(d_ff=256)),
+    "fewer text weights than layers": ("text_encoder/config.json", change(num_layers=4)),
+    "no tokenizer": ("tokenizer", shutil.rmtree),
+    "broken tokenizer": ("tokenizer/tokenizer.json", garble),
+    "cut autoencoder": ("vae/diffusion_pytorch_model.safetensors", cut),
+}
+
+
+def load_all(models: Path, ranks: Ranks) -> None:
+    request = a_video_request(ROW.name)
+    load.load_text_parts(ROW, models, ranks=ranks)
+    load.load_vae(ROW, models, ranks=ranks)
+    load.load_denoiser(ROW, models, flow_shift=3.0, mesh=a_mesh(request, ranks))
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_broken_weights_are_named(models: Path, ranks: Ranks, tmp_path: Path, case: str) -> None:
+    name, damage = DAMAGE[case]
+    folder = tmp_path / ROW.name
+    shutil.copytree(models / ROW.name, folder)
+    damage(folder / name)
+    with pytest.raises(JobFailed) as failure:
+        load_all(tmp_path, ranks)
+    assert (failure.value.code, failure.value.retryable) == ("model_load_failed", False)
+    assert str(folder / name.partition("/")[0]) in failure.value.message
+
+
+def test_only_the_reporter_reads_the_text_encoder_and_the_autoencoder(tmp_path: Path, ranks: Ranks) -> None:
+    other = Ranks(rank=1, world_size=2, device=ranks.device)
+    assert load.load_text_parts(ROW, tmp_path, ranks=other) is None
+    assert load.load_vae(ROW, tmp_path, ranks=other) is None

@@ -1,0 +1,55 @@
+"""The tiny models: real folders of real classes, the same on every build."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from diffusers import WanPipeline
+
+from engine.contract.models import CATALOG
+from engine.models import tiny
+
+
+def a_tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", tiny.ROWS)
+def test_diffusers_own_pipeline_loads_the_folder(models: Path, name: str) -> None:
+    pipe = WanPipeline.from_pretrained(models / name)
+    assert pipe.config.boundary_ratio == CATALOG[name].boundary
+    assert pipe.vae_scale_factor_spatial == CATALOG[name].spatial_stride
+    assert pipe.transformer.config.num_attention_heads == CATALOG[name].num_heads
+    assert (pipe.transformer_2 is None) == (CATALOG[name].guidance_scale_2 is None)
+
+
+def test_two_builds_give_the_same_bytes(models: Path, tmp_path: Path) -> None:
+    tiny.build(tmp_path)
+    assert a_tree(tmp_path) == a_tree(models)
+
+
+def test_builders_at_the_same_time_leave_one_whole_folder_each(models: Path, tmp_path: Path) -> None:
+    # Forked: a new interpreter would spend its seconds on imports.
+    builders = [multiprocessing.get_context("fork").Process(target=tiny.build, args=(tmp_path,)) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert a_tree(tmp_path) == a_tree(models)
+
+
+def test_models_that_are_there_cost_well_under_a_second(models: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "engine.models.tiny", str(models)], capture_output=True, text=True)
+    assert time.monotonic() - started < 1.0
+    assert done.stdout.splitlines() == [f"{models / name} present" for name in tiny.ROWS]
+
+
+def test_different_prompts_read_differently(models: Path) -> None:
+    tokenizer = WanPipeline.from_pretrained(models / "tiny-t2v").tokenizer
+    prompts = ["a cat", "a Cat", "a car", "\u4e2d\u6587", "\u4e2d\u56fd", "?"]
+    assert len({tuple(tokenizer(prompt).input_ids) for prompt in prompts}) == len(prompts)

@@ -1,0 +1,46 @@
+"""The other side of a comparison: the same video, made by diffusers' own pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+from engine.contract.request import Request
+from tests.engine.ours import Sample
+
+
+def pipeline(request: Request, models: Path, *, dtype: torch.dtype = torch.float32) -> WanPipeline:
+    """diffusers' pipeline of the same folder, with the request's flow shift; the autoencoder stays float32."""
+    folder = models / request.model
+    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
+    pipe = WanPipeline.from_pretrained(folder, vae=vae, dtype=dtype)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=request.input.flow_shift)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def arguments(request: Request) -> dict[str, Any]:
+    """What the pipeline must be called with for this request."""
+    given = request.input
+    names = ("prompt", "negative_prompt", "width", "height", "num_frames", "guidance_scale", "guidance_scale_2")
+    generator = torch.Generator("cpu").manual_seed(given.seed)
+    return {
+        **{name: getattr(given, name) for name in names},
+        "num_inference_steps": given.steps,
+        "generator": generator,
+    }
+
+
+def theirs(request: Request, models: Path, *, dtype: torch.dtype = torch.float32) -> Sample:
+    """What diffusers' pipeline makes of a request."""
+    kept = {}
+
+    def keep(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        kept.update(values)
+        return values
+
+    pipe = pipeline(request, models, dtype=dtype)
+    pictures = pipe(**arguments(request), output_type="pil", callback_on_step_end=keep).frames[0]
+    return Sample(latents=kept["latents"], frames=np.stack([np.asarray(picture) for picture in pictures]))
