@@ -5,10 +5,12 @@ that no other attempt can mend is told to the log by the rank that met it; any o
 its last line, and dispatch tries again.
 """
 
+import ctypes
 import faulthandler
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -18,12 +20,14 @@ from engine.adapters.bus import Bus
 from engine.adapters.history import History
 from engine.adapters.store import Store, open_store
 from engine.contract.errors import CineventError, JobFailed, NotFound
-from engine.contract.job import artifact_key
+from engine.contract.job import Job, artifact_key
 from engine.contract.request import Request
 from engine.contract.settings import Settings
 from engine.report import Voice
 
 _log = logging.getLogger("engine")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # The log is read by people: no bars, and nothing that libraries say about themselves. No download: weights are local.
 _QUIET = {
@@ -60,6 +64,8 @@ def main() -> int:
     faulthandler.enable()
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     place = Place.read(os.environ)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_torchrun()
     _log_to_stderr(place.rank)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
@@ -94,7 +100,7 @@ def _run(settings: Settings, place: Place) -> None:
 
 def _work(settings: Settings, place: Place, bus: Bus | None) -> None:
     store = open_store(settings)
-    request = _claim(store, bus, _voice(settings, bus)) if bus else None
+    job = _claim(store, bus, settings) if bus else None
     # Looking for garbage between a million objects that all stay takes a tenth of the imports, later a part of a step.
     gc.disable()
     # torch takes a second, diffusers five: each only when it is needed.
@@ -103,7 +109,7 @@ def _work(settings: Settings, place: Place, bus: Bus | None) -> None:
     ranks = mesh.join(
         rank=place.rank, local_rank=place.local_rank, world_size=place.world_size, num_threads=place.num_threads
     )
-    shared = ranks.share(request.to_json() if request else None)
+    shared = ranks.share(job.request.to_json() if job else None)
     if shared is None:
         ranks.close()
         return
@@ -112,28 +118,35 @@ def _work(settings: Settings, place: Place, bus: Bus | None) -> None:
     gc.freeze()
     gc.enable()
     _log.info("libraries are loaded")
-    outlet = worker.Outlet(voice=_voice(settings, bus), store=store) if bus else None
+    outlet = worker.Outlet(voice=_voice(settings, bus, job), store=store) if bus and job else None
     worker.work(Request.from_json(shared), settings=settings, ranks=ranks, outlet=outlet)
 
 
-def _claim(store: Store, bus: Bus, voice: Voice) -> Request | None:
-    """What is left to do of the job: its request, or None when it has an outcome already."""
-    job = History(bus).get(voice.tenant, voice.job)
+def _claim(store: Store, bus: Bus, settings: Settings) -> Job | None:
+    """The job, or None when nothing is left to do of it."""
+    job = History(bus).get(settings.tenant, settings.job)
     if job.state.is_final:
         _log.info("the job is %s already", job.state)
         return None
     try:
-        manifest = store.read(artifact_key(voice.tenant, voice.job, voice.attempt, "manifest.json"))
+        manifest = store.read(artifact_key(job.tenant, job.id, settings.attempt, "manifest.json"))
     except NotFound:
-        return job.request
+        return job
     # An earlier process of this attempt stored everything and died before it could say so.
     _log.info("the artifacts are in the store already")
-    voice.completed(manifest)
+    _voice(settings, bus, job).completed(manifest)
     return None
 
 
-def _voice(settings: Settings, bus: Bus) -> Voice:
-    return Voice(bus=bus, tenant=settings.tenant, job=settings.job, attempt=settings.attempt)
+def _voice(settings: Settings, bus: Bus, job: Job | None = None) -> Voice:
+    extensions = job.extensions if job else {}
+    return Voice(bus=bus, tenant=settings.tenant, job=settings.job, attempt=settings.attempt, extensions=extensions)
+
+
+def _die_with_torchrun() -> None:
+    """SIGKILL for this rank when torchrun is gone, even by kill -9: nobody else would end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _log_to_stderr(rank: int) -> None:

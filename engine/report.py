@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.adapters.bus import Bus
@@ -41,6 +41,8 @@ class Voice:
     tenant: str
     job: str
     attempt: int
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    """The trace context of the job, on every event."""
 
     def started(self, *, world_size: int) -> None:
         """All ranks are up. Raises Unavailable."""
@@ -54,7 +56,7 @@ class Voice:
             tenant=self.tenant,
             job=self.job,
             key=f"a{self.attempt}-{number}",
-            extensions={"sequence": f"{number:020}"},
+            extensions={**self.extensions, "sequence": f"{number:020}"},
         )
         self.bus.publish(event)
 
@@ -76,7 +78,12 @@ class Voice:
 
     def _say(self, name: str, data: Mapping[str, Any], *, deadline_s: float, first: str | None = None) -> None:
         event = job_event(
-            name, {"attempt": self.attempt, **data}, tenant=self.tenant, job=self.job, key=f"a{self.attempt}"
+            name,
+            {"attempt": self.attempt, **data},
+            tenant=self.tenant,
+            job=self.job,
+            key=f"a{self.attempt}",
+            extensions=self.extensions,
         )
         self.bus.publish(event, first=first, deadline_s=deadline_s)
         _log.info("the log has it: %s", name)

@@ -33,7 +33,7 @@ from engine.contract.settings import Settings
 from functions.client import Client
 from functions.watch import watch
 
-_INPUT = {"width": 192, "height": 128, "num_frames": 17, "steps": 12}
+_INPUT = {"width": 128, "height": 96, "num_frames": 17, "steps": 20}
 _READY_S = 120.0
 _WEBHOOK_S = 30.0
 

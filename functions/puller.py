@@ -65,7 +65,7 @@ class Puller:
 
     async def close(self) -> None:
         """End the open request; `take` still gets what is on its way."""
-        if self._subscription:
+        if self._subscription and not self._client.is_closed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await self._subscription.drain()

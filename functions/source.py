@@ -68,17 +68,19 @@ async def run(
 ) -> None:
     """Deliver until `stop` is set; then finish what is on its way, for at most 25 s, and give the rest back."""
     sink = Sink(target)
-    while not stop.is_set():
-        _LOG.info("connecting source=%s", kind.name)
-        connecting = asyncio.create_task(connect(settings))
-        await _first(stop, connecting)
-        if not connecting.done():
-            connecting.cancel()
-            break
-        client = connecting.result()
-        await Source(kind, client, post=sink.post, replicas=settings.nats_replicas, beat_s=beat_s).run(stop)
-        await client.close()
-    await sink.close()
+    try:
+        while not stop.is_set():
+            _LOG.info("connecting source=%s", kind.name)
+            connecting = asyncio.create_task(connect(settings))
+            await _first(stop, connecting)
+            if not connecting.done():
+                connecting.cancel()
+                break
+            client = connecting.result()
+            await Source(kind, client, post=sink.post, replicas=settings.nats_replicas, beat_s=beat_s).run(stop)
+            await client.close()
+    finally:
+        await sink.close()
 
 
 async def _first(stop: asyncio.Event, task: asyncio.Task[Any]) -> None:

@@ -60,6 +60,20 @@ def test_cancel_ends_a_running_job_within_ten_seconds(system: System) -> None:
     wait_until(lambda: not engine_processes(system.data), what="the engine is gone")
 
 
+def test_ranks_end_with_their_torchrun_and_the_next_attempt_follows(system: System) -> None:
+    job = system.submit(*LONG)
+    system.await_state(job, "PROCESSING")
+    ranks = engine_processes(system.data)
+    for pid in [pid for pid in left(system.data) if "torch.distributed.run" in command_of(pid)]:
+        os.kill(pid, signal.SIGKILL)
+
+    wait_until(lambda: not set(ranks) & set(engine_processes(system.data)), what="the ranks are gone")
+
+    wait_until(lambda: system.state(job)["attempt"] == 2, what="the next attempt")
+    assert system.cinevent("cancel", job).code == 0
+    system.await_state(job, "CANCELLED")
+
+
 def test_a_part_that_dies_is_started_again(system: System) -> None:
     nats_port = int(system.addresses["nats"].rsplit(":", 1)[1])
     for name in ("nats-server", "functions.submit.app", "functions.source"):

@@ -32,6 +32,9 @@ _SCRIPT = 'echo $$ > group; { "$@" > log 2>&1 < /dev/null; echo $? > exit.tmp; m
 _GRACE_S = 5.0
 # Between the folder and the lock lies one fork; a folder without a run for this long belongs to a dispatch that died.
 _START_S = 10.0
+# On a processor the number of threads changes the rounding: with one each, one process and many make the same video,
+# and ranks do not fight for cores. The user's own variable wins.
+_THREADS = {"OMP_NUM_THREADS": "1"}
 _TAIL_BYTES = 3000
 _KEEP_S = 7 * 24 * 3600
 
@@ -50,15 +53,13 @@ def manifest(job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str], 
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
         *(f"--nnodes={plan.num_nodes}", f"--nproc-per-node={plan.num_processes}", "-m", "engine"),
     )
-    # Ranks that share cores get one thread each, or they fight for them.
-    threads = {"OMP_NUM_THREADS": "1"} if plan.num_processes > 1 else {}
     own = {
         "CINEVENT_JOB": job.id,
         "CINEVENT_TENANT": job.tenant,
         "CINEVENT_ATTEMPT": str(attempt),
         "CINEVENT_PLAN": json.dumps(plan.to_json()),
     }
-    return Command(arguments=tuple(shlex.split(command)) or torchrun, environ={**threads, **environ, **own})
+    return Command(arguments=tuple(shlex.split(command)) or torchrun, environ={**_THREADS, **environ, **own})
 
 
 def classify(
