@@ -46,7 +46,7 @@ class Place:
     local_rank: int
     world_size: int
     num_threads: int
-    """For a processor; 0: as many as torch likes."""
+    """For a processor. One unless it is set: another number rounds otherwise, and gives another video."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Place":
@@ -55,7 +55,7 @@ class Place:
             rank=int(environ.get("RANK", "0")),
             local_rank=int(environ.get("LOCAL_RANK", "0")),
             world_size=int(environ.get("WORLD_SIZE", "1")),
-            num_threads=int(environ.get("OMP_NUM_THREADS") or "0"),
+            num_threads=int(environ.get("OMP_NUM_THREADS") or "1"),
         )
 
 

@@ -70,9 +70,9 @@ class Ranks:
 
 
 def join(*, rank: int, local_rank: int, world_size: int, num_threads: int) -> Ranks:
-    """Meet the other ranks; one process alone needs no group. `num_threads` is for a processor, 0 leaves it open."""
+    """Meet the other ranks; one process alone needs no group. `num_threads` is for a run without GPUs."""
     device = _device(local_rank)
-    if device.type == "cpu" and num_threads:
+    if device.type == "cpu":
         torch.set_num_threads(num_threads)
     if world_size > 1:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)

@@ -110,14 +110,19 @@ class Received:
     at: float
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    # With the default of five, a burst of connections is made a second late.
+    request_queue_size = 128
+
+
 class Sink:
     """An HTTP server that records every POST and answers what `answer(request)` says: a status, and headers."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.answer: Callable[[Received], tuple[int, dict[str, str]]] = lambda _: (204, {})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 

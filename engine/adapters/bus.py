@@ -181,14 +181,19 @@ class Bus:
         self._loop.close()
 
     async def _connect(self) -> None:
-        self._nc = await connect(self._settings, connected=self._connected)
-        self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
-        while not self._connected.is_set():
-            try:
-                await self._ensure()
-                self._connected.set()
-            except _nats_errors():
-                await asyncio.sleep(0.5)
+        """Be connected until cancelled."""
+        while True:
+            closed = asyncio.Event()
+            self._nc = await connect(self._settings, connected=self._connected, closed=closed)
+            self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
+            while not (self._connected.is_set() or closed.is_set()):
+                try:
+                    await self._ensure()
+                    self._connected.set()
+                except _nats_errors():
+                    await asyncio.sleep(0.5)
+            await closed.wait()
+            self._connected.clear()
 
     async def _ensure(self) -> None:
         if not self._is_client:

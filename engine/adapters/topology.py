@@ -20,10 +20,13 @@ _NAME_IN_USE = 10058
 ACK_WAIT_S = 30.0
 
 
-async def connect(settings: Settings, *, connected: asyncio.Event | None = None) -> "Client":
+async def connect(
+    settings: Settings, *, connected: asyncio.Event | None = None, closed: asyncio.Event | None = None
+) -> "Client":
     """A connection that never gives up: it waits for a server that is not there yet, and for one that went away.
 
     `connected` is cleared when the connection is lost and set when it is back; setting it first is the caller's.
+    `closed` is set when the connection is over for good: the server sent it away, as when credentials expire.
     """
     import nats
 
@@ -34,6 +37,10 @@ async def connect(settings: Settings, *, connected: asyncio.Event | None = None)
     async def back() -> None:
         if connected:
             connected.set()
+
+    async def over() -> None:
+        if closed:
+            closed.set()
 
     async def complain(error: Exception) -> None:
         _LOG.debug("nats: %s", error)
@@ -48,6 +55,7 @@ async def connect(settings: Settings, *, connected: asyncio.Event | None = None)
         max_outstanding_pings=2,
         disconnected_cb=lost,
         reconnected_cb=back,
+        closed_cb=over,
         error_cb=complain,
     )
 

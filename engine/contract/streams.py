@@ -73,8 +73,8 @@ CONSUMERS: dict[str, Consumer] = {
         Consumer(
             name="dispatch-alarms", stream="CINEVENT_ALARMS", filter="cinevent.alarms.due.*.*.*", slots=4, tries=20
         ),
-        # 12 tries of the source's exponential waits span about an hour and a half: a receiver may be down that long.
-        Consumer(name="notify-done", stream="CINEVENT_JOBS", filter="cinevent.*.*.done.*", slots=16, tries=12),
+        # 24 tries with the source's waits span one to two hours: a receiver may be down that long.
+        Consumer(name="notify-done", stream="CINEVENT_JOBS", filter="cinevent.*.*.done.*", slots=16, tries=24),
     )
 }
 

@@ -1,4 +1,4 @@
-"""What the tests of sources and webhooks share: sources in a thread or a process, consumers looked at, raw HTTP."""
+"""What the tests of sources and webhooks share: sources in a thread or a process, a look at consumers, raw HTTP."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,20 @@ from typing import Any, TypeVar
 
 import nats
 
+from engine.adapters.bus import Bus, Message
+from engine.adapters.dead import STREAM as DEAD
+from engine.contract.events import Event
+from engine.contract.job import derived_id
 from engine.contract.settings import Settings
 from engine.contract.streams import CONSUMERS, SOURCES
 from functions.sink import Target
 from functions.source import run
-from tests.servers import Child, child
+from tests.make import TENANT, a_request, an_event
+from tests.servers import Child, Received, Sink, child
 
 T = TypeVar("T")
+NOTHING = (0, 0)
+"""What `in_hand` says of a consumer that has no work."""
 
 
 @contextlib.contextmanager
@@ -98,6 +105,40 @@ def raw_server(
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
     listener.close()
+
+
+def done(number: int) -> Event:
+    """The outcome of a job of its own."""
+    return an_event("cancelled", job=derived_id(TENANT, "test", str(number)))
+
+
+def requested(number: int, priority: str) -> Event:
+    """A request of a job of its own."""
+    job = derived_id(TENANT, priority, str(number))
+    return an_event("requested", job=job, request=a_request(priority=priority).to_json())
+
+
+def publish(bus: Bus, *events: Event) -> list[str]:
+    """Publish these; returns their ids."""
+    for event in events:
+        bus.publish(event)
+    return [event.id for event in events]
+
+
+def ids(sink: Sink) -> list[str]:
+    """The events that the sink got, in order."""
+    return [request.headers["ce-id"] for request in sink.received]
+
+
+def in_turn(*answers: tuple[int, dict[str, str]]) -> Callable[[Received], tuple[int, dict[str, str]]]:
+    """These answers one after the other, whoever asks; the last one for ever."""
+    left = list(answers)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+def the_dead(bus: Bus) -> list[Message]:
+    """The dead letters as they are stored."""
+    return bus.read(DEAD, matching="cinevent.dead.>")
 
 
 def _wrapped(connection: socket.socket, wrap: Callable[..., socket.socket] | None) -> socket.socket:

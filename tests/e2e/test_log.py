@@ -121,6 +121,14 @@ def test_a_bus_goes_on_by_itself_when_the_server_is_back_without_its_data(nats: 
     assert bus.publish(an_event("launched"), deadline_s=10) == 1
 
 
+def test_a_bus_that_the_server_sent_away_connects_again(bus: Bus) -> None:
+    """nats-py closes for good on some of the server's errors; one is a message that only its headers make too large."""
+    with pytest.raises(Unavailable):
+        bus.publish_bytes("cinevent.a.b.launched", {"x": "y" * 1000}, b"x" * (2**20 - 500), deadline_s=1)
+
+    assert bus.publish(an_event("launched"), deadline_s=10) == 1
+
+
 def test_an_alarm_rings_once_at_its_time_and_a_new_one_replaces_it(bus: Bus) -> None:
     set_on, due_on = alarm_subjects(TENANT, JOB)
     event = job_event("check", {}, tenant=TENANT, job=JOB)

@@ -1,36 +1,38 @@
 """The source, against a real nats-server and real HTTP: what is delivered, when, in which order, what is kept."""
 
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.adapters.bus import Bus, Message
-from engine.adapters.dead import STREAM as DEAD
+from engine.adapters.bus import Bus
 from engine.adapters.dead import dead_letters, redrive
 from engine.adapters.history import REDRIVE_HEADER
-from engine.adapters.topology import consumer_config
 from engine.contract.codec import decode, encode_nats
 from engine.contract.events import Event, subject
-from engine.contract.job import derived_id
 from engine.contract.settings import Settings
-from engine.contract.streams import CONSUMERS, alarm_subjects
-from tests.e2e.sources import in_hand, raw_server, source_process, source_thread, with_jetstream
-from tests.make import JOB, TENANT, a_request, an_event
-from tests.servers import NatsServer, Received, Sink, wait_until
-
-NOTHING = (0, 0)
+from engine.contract.streams import alarm_subjects
+from tests.e2e.sources import (
+    DEAD,
+    NOTHING,
+    done,
+    ids,
+    in_hand,
+    in_turn,
+    publish,
+    raw_server,
+    requested,
+    source_thread,
+    the_dead,
+    with_jetstream,
+)
+from tests.make import JOB, TENANT, an_event
+from tests.servers import Received, Sink, wait_until
 
 
 @pytest.fixture
@@ -38,40 +40,6 @@ def sink(sink: Sink) -> Sink:
     """A sink that a whole hand may connect to at once; with a shorter queue, some connect only a second later."""
     sink._server.socket.listen(128)
     return sink
-
-
-def done(number: int) -> Event:
-    """The outcome of a job of its own."""
-    return an_event("cancelled", job=derived_id(TENANT, "test", str(number)))
-
-
-def requested(number: int, priority: str) -> Event:
-    """A request of a job of its own."""
-    job = derived_id(TENANT, priority, str(number))
-    return an_event("requested", job=job, request=a_request(priority=priority).to_json())
-
-
-def publish(bus: Bus, *events: Event) -> list[str]:
-    """Publish these; returns their ids."""
-    for event in events:
-        bus.publish(event)
-    return [event.id for event in events]
-
-
-def ids(sink: Sink) -> list[str]:
-    """The events that the sink got, in order."""
-    return [request.headers["ce-id"] for request in sink.received]
-
-
-def in_turn(*answers: tuple[int, dict[str, str]]) -> Callable[[Received], tuple[int, dict[str, str]]]:
-    """These answers one after the other, whoever asks; the last one for ever."""
-    left = list(answers)
-    return lambda _: left.pop(0) if len(left) > 1 else left[0]
-
-
-def the_dead(bus: Bus) -> list[Message]:
-    """The dead letters as they are stored."""
-    return bus.read(DEAD, matching="cinevent.dead.>")
 
 
 def test_an_idle_source_posts_an_event_at_once_in_binary_mode_and_acknowledges(
@@ -290,141 +258,6 @@ def test_a_source_takes_no_more_than_its_slots(bus: Bus, sink: Sink, settings: S
     assert sorted(ids(sink)) == sorted(sent)
 
 
-def test_at_sigterm_the_answer_on_its_way_counts_and_the_rest_goes_to_the_next_source(
-    nats: NatsServer, bus: Bus, sink: Sink, settings: Settings, tmp_path: Path
-) -> None:
-    slow, refused, unposted = done(1), done(2), done(3)
-    may_answer = threading.Event()
-
-    def answer(request: Received) -> tuple[int, dict[str, str]]:
-        if request.headers["ce-id"] == slow.id:
-            may_answer.wait(10)
-            return 204, {}
-        return (429, {"retry-after": "60"}) if len(sink.received) == 2 else (204, {})
-
-    sink.answer = answer
-    with source_process("outcomes", nats.url, sink.url, log=tmp_path / "source.log") as source:
-        for number, event in enumerate((slow, refused), start=1):
-            publish(bus, event)
-            wait_until(lambda number=number: len(sink.received) == number)
-        publish(bus, unposted)
-        wait_until(lambda: in_hand(settings, "notify-done") == (3, 0))
-        source.process.terminate()
-        with source_thread("outcomes", settings, sink.url):
-            wait_until(lambda: sorted(ids(sink)[2:]) == sorted((refused.id, unposted.id)), timeout_s=5)
-            may_answer.set()
-            assert source.process.wait(timeout=5) == 0
-            wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
-
-
-def test_an_event_is_not_delivered_twice_because_its_answer_takes_long(
-    bus: Bus, sink: Sink, settings: Settings
-) -> None:
-    ack_wait_s = 0.6
-
-    def answer(_: Received) -> tuple[int, dict[str, str]]:
-        time.sleep(3 * ack_wait_s)
-        return 204, {}
-
-    async def shorten(js: Any) -> None:
-        config = replace(consumer_config(CONSUMERS["notify-done"]), ack_wait=ack_wait_s)
-        await js.add_consumer("CINEVENT_JOBS", config)
-
-    async def num_deliveries(js: Any) -> int:
-        return int((await js.consumer_info("CINEVENT_JOBS", "notify-done")).delivered.consumer_seq)
-
-    with source_thread("outcomes", settings, sink.url, beat_s=ack_wait_s / 3):
-        publish(bus, done(0))
-        wait_until(lambda: sink.received)
-        sink.answer = answer
-        with_jetstream(settings, shorten)
-        publish(bus, done(1))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
-    assert with_jetstream(settings, num_deliveries) == 2
-    assert ids(sink) == [done(0).id, done(1).id]
-
-
-def test_a_source_goes_on_after_its_server_was_killed_and_repeats_nothing_that_was_answered(
-    nats: NatsServer, bus: Bus, sink: Sink, settings: Settings
-) -> None:
-    may_answer = threading.Event()
-
-    def answer(_: Received) -> tuple[int, dict[str, str]]:
-        may_answer.wait(10)
-        return 204, {}
-
-    sink.answer = answer
-    with source_thread("outcomes", settings, sink.url):
-        before = publish(bus, done(1))
-        wait_until(lambda: sink.received)
-        # The acknowledgement is sent, and dies unread with the server.
-        nats._process.send_signal(signal.SIGSTOP)
-        may_answer.set()
-        time.sleep(0.3)
-        nats.kill()
-        nats.start()
-        after = publish(bus, done(2))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
-
-    assert ids(sink) == before + after
-
-
-def test_a_source_starts_before_its_server_and_needs_no_stream_to_be_there(
-    nats: NatsServer, sink: Sink, settings: Settings, tmp_path: Path
-) -> None:
-    nats.kill()
-    log = tmp_path / "source.log"
-    with source_process("outcomes", nats.url, sink.url, log=log) as source:
-        wait_until(lambda: b"connecting" in log.read_bytes())
-        nats.start()
-        wait_until(lambda: b"pulling" in log.read_bytes())
-        event = done(1)
-        headers, body = encode_nats(event)
-        with_jetstream(settings, lambda js: js.publish(subject(event), body, headers=headers))
-        wait_until(lambda: ids(sink) == [event.id])
-        assert source.stop() == 0
-
-
-def test_a_source_without_a_server_ends_at_sigterm(nats: NatsServer, sink: Sink, tmp_path: Path) -> None:
-    nats.kill()
-    log = tmp_path / "source.log"
-    with source_process("outcomes", nats.url, sink.url, log=log) as source:
-        wait_until(lambda: b"connecting" in log.read_bytes())
-        assert source.stop(timeout_s=5) == 0
-
-
-def test_a_source_that_the_server_sent_away_comes_back(
-    nats: NatsServer, bus: Bus, sink: Sink, settings: Settings
-) -> None:
-    """nats-py closes for good when the server sends it an error, such as one about a payload that is too large."""
-
-    async def limit(js: Any) -> int:
-        return int(js._nc.max_payload)
-
-    config = nats.directory / "nats.conf"
-    with source_thread("outcomes", settings, sink.url, beat_s=0.2):
-        publish(bus, done(0))
-        wait_until(lambda: sink.received)
-        config.write_text(config.read_text() + "max_payload: 2000\n")
-        nats._process.send_signal(signal.SIGHUP)
-        wait_until(lambda: with_jetstream(settings, limit) == 2000)
-        # With the reason why it is none, this becomes a dead letter above the limit, which the source does not know.
-        bus.publish_bytes(subject(done(1)), {}, b"x" * 1950)
-        publish(bus, done(2))
-        wait_until(lambda: done(2).id in ids(sink))
-        publish(bus, done(3))
-        wait_until(lambda: done(3).id in ids(sink))
-
-
-def test_a_deleted_consumer_is_made_again(bus: Bus, sink: Sink, settings: Settings) -> None:
-    with source_thread("outcomes", settings, sink.url):
-        publish(bus, done(1))
-        wait_until(lambda: len(sink.received) == 1)
-        with_jetstream(settings, lambda js: js.delete_consumer("CINEVENT_JOBS", "notify-done"))
-        sent = publish(bus, done(2))
-        wait_until(lambda: sent[0] in ids(sink))
-
-
 def test_a_redriven_event_is_delivered_by_its_own_consumer_only(bus: Bus, sink: Sink, settings: Settings) -> None:
     event, other = done(1), done(2)
     headers, body = encode_nats(other)
@@ -438,20 +271,3 @@ def test_a_redriven_event_is_delivered_by_its_own_consumer_only(bus: Bus, sink: 
         wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
 
     assert ids(sink) == [event.id, event.id]
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {"K_SINK": "dispatch:8080"},
-        {"K_SINK": "http://sink", "K_CE_OVERRIDES": '{"extensions": {"Bad-Name": "x"}}'},
-        {"K_SINK": "http://sink", "K_CA_CERTS": "none"},
-    ],
-)
-def test_a_wrong_variable_ends_the_source_with_its_name_in_one_line(environ: dict[str, str]) -> None:
-    result = subprocess.run([sys.executable, "-m", "functions.source", "outcomes"], env=environ, capture_output=True)
-
-    assert result.returncode == 2
-    assert list(environ or {"K_SINK": ""})[-1].encode() in result.stderr
-    assert result.stderr.count(b"\n") == 1
