@@ -24,6 +24,10 @@ class Client:
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
 
+    def close(self) -> None:
+        """End its connections."""
+        self._http.clear()
+
     def submit(self, request: Mapping[str, Any], *, key: str | None) -> dict[str, Any]:
         """Accept a request; returns the job. The same key never makes a second job."""
         headers = {"Idempotency-Key": key} if key else {}

@@ -36,6 +36,7 @@ from functions.watch import watch
 _INPUT = {"width": 128, "height": 96, "num_frames": 17, "steps": 20}
 _READY_S = 120.0
 _WEBHOOK_S = 30.0
+_START_HINT = "launched to started: torchrun begins, each rank imports torch and diffusers"
 
 Deliveries: TypeAlias = "queue.Queue[tuple[dict[str, str], bytes]]"
 """What the receiver got: headers in lower case, and the body."""
@@ -73,6 +74,7 @@ def _run(addresses: dict[str, Any], job: str, deliveries: Deliveries, folder: Pa
         _show_video(client, outcome, folder)
         _show_timeline(bus, job, outcome)
     finally:
+        client.close()
         bus.close()
 
 
@@ -135,7 +137,7 @@ def _send(url: str, model: str, prompt: str, hook_url: str) -> str:
         "data": {"model": model, "input": {"prompt": prompt, **_INPUT}, "webhook": {"url": hook_url}},
     }
     print(f"POST {url}/  {event['type']}  {model}  {prompt!r}")
-    headers = {"Content-Type": "application/cloudevents+json"}
+    headers = {"Content-Type": "application/cloudevents+json", "Connection": "close"}
     answer = urllib3.request("POST", f"{url}/", body=json.dumps(event), headers=headers, retries=False, timeout=5)
     if answer.status != 202:
         raise CineventError(f"the request was refused with {answer.status}: {answer.data.decode()}")
@@ -175,6 +177,7 @@ def _show_timeline(bus: Bus, job: str, outcome: Event) -> None:
     print("Timeline   seconds since the request was accepted")
     for event in events:
         print(f"           {(event.time - first).total_seconds():6.2f}  {event.name}")
+    print(f"           {_START_HINT}")
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in outcome.data["timings"].items())
     print(f"Stages     {stages} (seconds)")
 

@@ -139,7 +139,8 @@ def _start(
 
 def _await_ready(family: Family, addresses: dict[str, Any], stop: _Stop) -> bool:
     """Whether every function answered that it is ready before somebody stopped us."""
-    http = urllib3.PoolManager(retries=False, timeout=1)
+    # Not kept alive: gunicorn waits two seconds for such connections when it is to end.
+    http = urllib3.PoolManager(retries=False, timeout=1, headers={"Connection": "close"})
     waiting = set(FUNCTIONS)
     end = time.monotonic() + _READY_S
     while waiting and not stop():
