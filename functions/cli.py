@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,8 @@ def _watch(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _follow(options: argparse.Namespace, settings: Settings, job: str) -> int:
-    bus = _bus(options, settings)
-    try:
+    with closing(_bus(options, settings)) as bus:
         state = watch(bus, _http(options, settings), job, tenant=settings.tenant, as_json=options.json)
-    finally:
-        bus.close()
     return 0 if state == "COMPLETED" else 1
 
 
@@ -225,33 +223,24 @@ def _video(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _dead_list(options: argparse.Namespace, settings: Settings) -> int:
-    bus = _bus(options, settings)
-    try:
+    with closing(_bus(options, settings)) as bus:
         letters = list(dead_letters(bus, limit=1000))
-    finally:
-        bus.close()
     text = "\n".join(f"{d.sequence:>6}  {d.at[:19]}Z  {d.consumer:<16}  {d.subject}  {d.reason}" for d in letters)
     _show(options, [_letter_json(letter) for letter in letters], text or "no dead letters")
     return 0
 
 
 def _dead_show(options: argparse.Namespace, settings: Settings) -> int:
-    bus = _bus(options, settings)
-    try:
+    with closing(_bus(options, settings)) as bus:
         letter = dead_letter(bus, options.letter)
-    finally:
-        bus.close()
     whole = {**_letter_json(letter), "event": letter.body.decode(errors="replace")}
     _show(options, whole, "\n".join(f"{name}: {value}" for name, value in whole.items()))
     return 0
 
 
 def _dead_redrive(options: argparse.Namespace, settings: Settings) -> int:
-    bus = _bus(options, settings)
-    try:
+    with closing(_bus(options, settings)) as bus:
         consumer = redrive(bus, options.letter)
-    finally:
-        bus.close()
     _show(options, {"letter": options.letter, "consumer": consumer}, f"{options.letter} goes to {consumer} again")
     return 0
 

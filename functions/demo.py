@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -64,18 +64,16 @@ def main() -> int:
 
 
 def _run(addresses: dict[str, Any], job: str, deliveries: Deliveries, folder: Path) -> None:
-    client = Client(addresses["submit"])
-    bus = Bus.open(Settings(nats_url=addresses["nats"]), is_client=True)
-    try:
+    with (
+        closing(Client(addresses["submit"])) as client,
+        closing(Bus.open(Settings(nats_url=addresses["nats"]), is_client=True)) as bus,
+    ):
         state = watch(bus, client, job, tenant="default", as_json=False)
         if state != "COMPLETED":
             raise CineventError(f"job {job} ended as {state}; the logs are in {addresses['logs']}")
         outcome = _webhook(deliveries, addresses["webhook_secret"])
         _show_video(client, outcome, folder)
         _show_timeline(bus, job, outcome)
-    finally:
-        client.close()
-        bus.close()
 
 
 @contextmanager
