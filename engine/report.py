@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,9 +174,8 @@ class Reporter:
             number = max(number + 1, time.time_ns() // 1_000_000)
             try:
                 self._voice.progress(data, number=number)
-            except (CineventError, CancelledError) as error:
-                # Cancelled: the bus was closed meanwhile, the run is over.
-                _log.warning("progress is not heard: %s", error or "the bus is closed")
+            except CineventError as error:
+                _log.warning("progress is not heard: %s", error)
 
     def _take(self) -> dict[str, Any] | None:
         """The newest progress, after the interval or at once for a stage; None when it is over."""

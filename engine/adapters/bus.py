@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -224,6 +225,8 @@ class Bus:
         try:
             # The coroutine ends by itself at the deadline; the second is for a loop that is busy.
             return future.result(timeout=deadline_s + 1.0)
+        except CancelledError as error:
+            raise Unavailable("the bus was closed meanwhile", retry_after_s=_RETRY_AFTER_S) from error
         except TimeoutError as error:
             future.cancel()
             raise Unavailable("NATS does not answer", retry_after_s=_RETRY_AFTER_S) from error

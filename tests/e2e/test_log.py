@@ -121,6 +121,18 @@ def test_a_bus_goes_on_by_itself_when_the_server_is_back_without_its_data(nats: 
     assert bus.publish(an_event("launched"), deadline_s=10) == 1
 
 
+def test_a_call_that_waits_while_the_bus_is_closed_is_unavailable(nats: NatsServer, settings: Settings) -> None:
+    bus = Bus.open(settings)
+    bus.ping()
+    nats.kill()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bus.publish, an_event("requested"), deadline_s=30)
+        wait_until(waiting.running)
+        bus.close()
+
+    assert isinstance(waiting.exception(), Unavailable)
+
+
 def test_a_bus_that_the_server_sent_away_connects_again(bus: Bus) -> None:
     """nats-py closes for good on some of the server's errors; one is a message that only its headers make too large."""
     with pytest.raises(Unavailable):
