@@ -25,7 +25,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("only", nargs="?", choices=AREAS, help="one area")
     only = parser.parse_args().only
-    rows = {path.stem: run(path) for path in files(only)}
+    found = files(only)
+    if not found:
+        raise SystemExit(f"bench: there is no benchmark of {only} yet")
+    rows = {path.stem: run(path) for path in found}
     kept = {name: row for name, row in read_page().items() if only and not name.startswith(f"{only}_")}
     write_page({**kept, **rows}, command=f"make bench ONLY={only}" if only else "make bench")
     return 0 if all(row.endswith("| ok |") for row in rows.values()) else 1
@@ -81,7 +84,15 @@ def machine() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, no GPU"
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, {gpus()}"
+
+
+def gpus() -> str:
+    """The GPUs that torch sees."""
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names) or "no GPU"
 
 
 if __name__ == "__main__":
