@@ -91,6 +91,7 @@ def _add_local(commands: Any) -> None:
     command.add_argument("--nats-port", type=int, default=4222, help="of nats-server; 0: any (default: 4222)")
     command.add_argument("--models", type=Path, help="folder with models (default: DATA/models, with the tiny ones)")
     command.add_argument("--processes", type=int, default=1, help="engine processes per job (default: 1)")
+    command.add_argument("--json", action="store_true", help="print the addresses as JSON")
     command.add_argument(
         "--ready-file", type=Path, metavar="FILE", help="write the addresses here as JSON once all is ready"
     )
@@ -143,6 +144,7 @@ def _local(options: argparse.Namespace, settings: Settings) -> int:
             models=options.models,
             num_processes=options.processes,
             ready_file=options.ready_file,
+            as_json=options.json,
         ),
         settings,
     )

@@ -48,6 +48,7 @@ class Options:
     models: Path | None
     num_processes: int
     ready_file: Path | None
+    as_json: bool = False
 
 
 def run(options: Options, settings: Settings) -> int:
@@ -63,7 +64,7 @@ def run(options: Options, settings: Settings) -> int:
             _start(family, settings, data=data, sockets=sockets, nats_port=nats_port)
             addresses = _addresses(settings, data, sockets)
             if _await_ready(family, addresses, stop):
-                _announce(addresses, options.ready_file)
+                _announce(addresses, options)
             family.watch(stop)
             _shut_down(family, LocalLauncher(Path(settings.runs_dir)))
     return 0
@@ -167,21 +168,21 @@ def _addresses(settings: Settings, data: Path, sockets: dict[str, socket.socket]
     }
 
 
-def _announce(addresses: dict[str, Any], ready_file: Path | None) -> None:
+def _announce(addresses: dict[str, Any], options: Options) -> None:
     body = '{"model": "tiny-t2v", "input": {"prompt": "a cat walks on the beach"}}'
-    print(
+    text = (
         f"Cinevent is ready.\n"
         f"  submit  {addresses['submit']}    NATS  {addresses['nats']}    logs  {addresses['logs']}\n"
         f"  webhook secret  {addresses['webhook_secret']}\n"
         f"Try:\n"
         f"  curl -s {addresses['submit']}/api/v1/generate -H 'Content-Type: application/json' -d '{body}'\n"
-        f"Ctrl-C ends it; jobs go on at the next start.",
-        flush=True,
+        f"Ctrl-C ends it; jobs go on at the next start."
     )
-    if ready_file:
-        part = ready_file.with_name(f".{ready_file.name}.part")
+    print(json.dumps(addresses) if options.as_json else text, flush=True)
+    if options.ready_file:
+        part = options.ready_file.with_name(f".{options.ready_file.name}.part")
         part.write_text(json.dumps(addresses, indent=2))
-        part.replace(ready_file)
+        part.replace(options.ready_file)
 
 
 def _shut_down(family: Family, launcher: LocalLauncher) -> None:
@@ -199,7 +200,7 @@ def _build_tiny_models(settings: Settings, data: Path) -> None:
     tiny = [row.name for row in CATALOG.values() if not row.hub]
     if all((models / name).exists() for name in tiny):
         return
-    print(f"Building the tiny models in {models} (once) ...", flush=True)
+    print(f"Building the tiny models in {models} (once) ...", file=sys.stderr, flush=True)
     log = data / "logs" / "models.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

@@ -11,12 +11,14 @@ from typing import Any
 
 from engine.adapters.bus import Bus
 from engine.contract.codec import encode
-from engine.contract.events import Event, job_subjects
+from engine.contract.events import OUTCOMES, Event, job_subjects
 from functions.client import Client
 
 _FINAL = ("COMPLETED", "FAILED", "CANCELLED")
 _SILENCE_S = 5.0
 _BAR_WIDTH = 28
+# ANSI: to the start of the line, and erase to its end; the bar leaves nothing behind.
+_CLEAR = "\r\x1b[K"
 
 
 def watch(bus: Bus, client: Client, job: str, *, tenant: str, as_json: bool) -> str:
@@ -28,7 +30,7 @@ def watch(bus: Bus, client: Client, job: str, *, tenant: str, as_json: bool) -> 
             event = next_event(_SILENCE_S)
             if event is not None:
                 painter.paint(event)
-            if event is None or event.name in ("completed", "failed", "cancelled"):
+            if event is None or event.name in OUTCOMES:
                 state = client.get(job)
         painter.finish(state)
         return str(state["state"])
@@ -50,18 +52,19 @@ class _Painter:
     def paint(self, event: Event) -> None:
         if self._as_json:
             print(encode(event)[1].decode(), flush=True)
-            return
-        text = bar(dict(event.data)) if event.name == "progress" else event.name
-        if self._is_live and event.name == "progress":
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{text[:width]:<{width}}", end="", flush=True)
+        elif event.name != "progress":
+            self._line(event.name)
+        elif self._is_live:
+            print(f"{_CLEAR}{bar(dict(event.data))[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:
-            print(f"\r{text}" if self._is_live else text, flush=True)
+            self._line(bar(dict(event.data)))
 
     def finish(self, job: dict[str, Any]) -> None:
         if self._as_json:
             print(json.dumps(job, ensure_ascii=False))
             return
         reason = f": {job['error']['message']} ({job['error']['code']})" if job["error"] else ""
-        end = "\n" if self._is_live else ""
-        print(f"{end}{job['id']} {job['state']}{reason}")
+        self._line(f"{job['id']} {job['state']}{reason}")
+
+    def _line(self, text: str) -> None:
+        print(f"{_CLEAR if self._is_live else ''}{text}", flush=True)

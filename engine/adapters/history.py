@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine.adapters.bus import Bus, Message
 from engine.contract.codec import decode
 from engine.contract.errors import NotFound
-from engine.contract.events import Event, job_subjects
+from engine.contract.events import OUTCOMES, Event, job_subjects
 from engine.contract.job import Job, fold
 
 REDRIVE_HEADER = "Cinevent-Redrive"
@@ -37,10 +37,9 @@ class History:
         folded = fold(events)
         if folded is None:
             raise NotFound(f"there is no job {job}")
-        if folded.state.is_final or not folded.attempt:
+        if not folded.attempt:
             return folded
-        # Progress has a stream of its own; its sequences mean nothing here, and its events come last in the fold.
-        return fold([*events, *_events(self._bus.last("CINEVENT_PROGRESS", filters))]) or folded
+        return fold(_merged(events, _events(self._bus.last("CINEVENT_PROGRESS", filters)))) or folded
 
     def page(self, tenant: str, *, limit: int, before: int | None = None) -> Page:
         """Up to `limit` jobs accepted before the stream sequence `before`, the newest first.
@@ -76,11 +75,20 @@ class History:
         return found
 
     def _events_of(self, filters: list[str]) -> dict[str, list[tuple[int, Event]]]:
-        by_job: dict[str, list[tuple[int, Event]]] = defaultdict(list)
+        by_stream = {}
         for stream in ("CINEVENT_JOBS", "CINEVENT_PROGRESS"):
+            by_job: dict[str, list[tuple[int, Event]]] = defaultdict(list)
             for sequence, event in _events(self._bus.last(stream, filters)):
                 by_job[event.data["job"]].append((sequence, event))
-        return by_job
+            by_stream[stream] = by_job
+        jobs, progress = by_stream.values()
+        return {job: _merged(events, progress[job]) for job, events in jobs.items()}
+
+
+def _merged(events: list[tuple[int, Event]], progress: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """All events of a job in the order of the fold: progress, whose stream counts for itself, before the outcome."""
+    outcome = [pair for pair in events if pair[1].name in OUTCOMES]
+    return [*(pair for pair in events if pair not in outcome), *progress, *outcome]
 
 
 def _events(messages: Iterable[Message]) -> list[tuple[int, Event]]:

@@ -60,6 +60,9 @@ EVENTS: dict[str, EventKind] = {
     "check": EventKind(suffix="", speaker="dispatch", promise="an alarm rang: this job is to be looked at"),
 }
 
+OUTCOMES = tuple(name for name, kind in EVENTS.items() if kind.suffix.startswith("done."))
+"""The events of which a job gets one, and nothing after it."""
+
 
 def job_event(
     name: str,

@@ -94,7 +94,8 @@ def _requested(data: Any, *, tenant: str, job: str, extensions: Mapping[str, str
 def _progress(job: Job) -> dict[str, Any] | None:
     if not job.progress:
         return None
-    return {name: job.progress[name] for name in ("percent", "step", "steps", "eta_s", "seconds_per_step")}
+    found = {name: job.progress[name] for name in ("percent", "step", "steps", "eta_s", "seconds_per_step")}
+    return {**found, "percent": 100.0, "eta_s": 0.0} if job.state is State.COMPLETED else found
 
 
 def _time(value: datetime | None) -> str | None:

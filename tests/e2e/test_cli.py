@@ -15,7 +15,7 @@ from tests.make import an_event
 from tests.servers import free_port
 
 OPTIONS = {
-    "local": "--data --models --nats-port --port --processes --ready-file",
+    "local": "--data --json --models --nats-port --port --processes --ready-file",
     "submit": "--file --fps --guidance-scale --height --json --key --model --nats --negative-prompt --num-frames "
     "--priority --seed --steps --url --watch --webhook --width",
     "get": "--json --nats --url",

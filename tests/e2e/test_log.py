@@ -192,6 +192,16 @@ def test_progress_of_an_older_attempt_is_not_shown(bus: Bus, history: History) -
     assert (job.attempt, job.progress, job.state) == (2, {}, State.PENDING)
 
 
+def test_a_failed_job_still_shows_how_far_it_came(bus: Bus, history: History) -> None:
+    for name in ("requested", "started", "progress", "failed"):
+        bus.publish(an_event(name, **({"attempt": 1} if name == "failed" else {})))
+
+    [listed] = history.page(TENANT, limit=1).jobs
+
+    assert history.get(TENANT, JOB) == listed
+    assert (listed.state, listed.progress["step"]) == (State.FAILED, 3)
+
+
 def test_live_events_arrive_from_the_moment_of_listening(bus: Bus) -> None:
     bus.publish(an_event("requested"))
     with bus.listen(f"cinevent.{TENANT}.{JOB}.>") as next_event:
