@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.adapters.bus import Bus
 from engine.adapters.dead import DeadLetter, dead_letter, dead_letters, redrive
@@ -55,9 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the call, and end with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All commands and options; a test freezes their names."""
-    parser = argparse.ArgumentParser(prog="cinevent", description="Video generation on your own GPUs.")
+    parser = Parser(prog="cinevent", description="Video generation on your own GPUs.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_local(commands)
     _add_submit(commands)

@@ -11,6 +11,8 @@ import urllib3
 from engine.contract.errors import CineventError
 
 _TIMEOUT = urllib3.Timeout(connect=5, read=30)
+# submit answers with a link where the store has links.
+_FOLLOW = urllib3.Retry(total=3, connect=0, read=0, status=0, other=0, redirect=3)
 
 
 class Refused(CineventError):
@@ -50,7 +52,7 @@ class Client:
         part = target.with_name(f".{target.name}.part")
         try:
             with (
-                self._send("GET", f"/api/v1/jobs/{job}/video", redirect=True, preload_content=False) as answer,
+                self._send("GET", f"/api/v1/jobs/{job}/video", retries=_FOLLOW, preload_content=False) as answer,
                 part.open("wb") as file,
             ):
                 if answer.status != 200:

@@ -54,6 +54,11 @@ def make_app(name: str, *, ping: Callable[[], None]) -> Flask:
     return app
 
 
+def log_to_stderr() -> None:
+    """One line per thing that happened; for the top of a process."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+
 def read_event() -> Event:
     """The CloudEvent in the current request, checked against the schema of its type. Raises BadEvent."""
     return validate(decode(dict(request.headers), request.get_data()))

@@ -49,6 +49,18 @@ def history(bus: Bus) -> History:
     return History(bus)
 
 
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """An S3 service: moto's server, over real HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
 @pytest.fixture
 def sink() -> Iterator[Sink]:
     server = Sink()

@@ -12,13 +12,14 @@ from functions.deps import Deps, open_deps
 from functions.dispatch.launcher import Launcher
 from functions.dispatch.launchers.local import LocalLauncher
 from functions.dispatch.reconcile import Reconciler
-from functions.web import empty, make_app, read_event
+from functions.web import empty, log_to_stderr, make_app, read_event
 
 _CAUSES = frozenset({"requested", "cancel", "check"})
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """The app with its clients from the environment; `app.extensions["deps"].close()` ends them."""
+    log_to_stderr()
     settings = Settings.read(environ)
     launcher = LocalLauncher(Path(settings.runs_dir), command=settings.engine_command)
     return make(open_deps(settings), launcher, environ=environ)

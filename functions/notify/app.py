@@ -17,13 +17,14 @@ from functions.deps import Deps, open_deps
 from functions.notify.handler import delivery, is_gone
 from functions.notify.send import send
 from functions.notify.webhook import read_secret
-from functions.web import empty, make_app, read_event
+from functions.web import empty, log_to_stderr, make_app, read_event
 
 _LOG = logging.getLogger(__name__)
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """The app with its clients from the environment; `app.extensions["deps"].close()` ends them. Raises Invalid."""
+    log_to_stderr()
     settings = Settings.read(environ)
     key = read_secret(settings.webhook_secret) if settings.webhook_secret else None
     return make(open_deps(settings), key=key)

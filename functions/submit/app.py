@@ -19,7 +19,7 @@ from engine.contract.job import Job, State, fold, is_id
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
 from functions.submit import handler
-from functions.web import empty, make_app, problem, read_event
+from functions.web import empty, log_to_stderr, make_app, problem, read_event
 
 # With the answer itself, under the second in which a caller wants to know that the log is away.
 _DEADLINE_S = 0.8
@@ -28,6 +28,7 @@ _LINK_EXPIRES_S = 900
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """The app with its clients from the environment; `app.extensions["deps"].close()` ends them."""
+    log_to_stderr()
     return make(open_deps(Settings.read(environ)))
 
 

@@ -68,7 +68,9 @@ def cinevent(*arguments: str, env: dict[str, str] | None = None, timeout_s: floa
 
 
 @contextlib.contextmanager
-def a_system(data: Path, *, models: Path, nats_port: int = 0, processes: int = 1) -> Iterator[System]:
+def a_system(
+    data: Path, *, models: Path, nats_port: int = 0, processes: int = 1, env: dict[str, str] | None = None
+) -> Iterator[System]:
     """A system on free ports with its data in `data`; killed with all it started if the test did not end it."""
     ready = data.with_suffix(".ready.json")
     ready.unlink(missing_ok=True)
@@ -77,7 +79,7 @@ def a_system(data: Path, *, models: Path, nats_port: int = 0, processes: int = 1
     command = [*CINEVENT, "local", *ports, *folders, "--processes", str(processes)]
     log = data.with_suffix(".log")
     try:
-        with child(command, env={}, log=log) as process:
+        with child(command, env=env or {}, log=log) as process:
             wait_until(lambda: ready.exists() or process.process.poll() is not None, timeout_s=60)
             assert ready.exists(), log.read_text()
             yield System(process=process, data=data, addresses=json.loads(ready.read_text()))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import av
+import boto3
 import pytest
 from standardwebhooks import Webhook
 
@@ -137,6 +138,21 @@ def test_two_processes_make_the_same_video_as_one(models: Path, tmp_path: Path, 
         two = two_processes.await_state(two_processes.submit(*SMALL), "COMPLETED", "FAILED")
 
     assert one["artifacts"]["video"]["sha256"] == two["artifacts"]["video"]["sha256"]
+
+
+def test_artifacts_go_to_s3_and_the_video_is_read_from_there(models: Path, tmp_path: Path, s3_address: str) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    boto3.Session("a", "s", region_name="us-east-1").client("s3", endpoint_url=s3_address).create_bucket(
+        Bucket="videos"
+    )
+    env |= {"CINEVENT_STORE_URL": "s3://videos/made", "CINEVENT_S3_ENDPOINT": s3_address}
+    with a_system(tmp_path / "data", models=models, env=env) as system:
+        state = system.await_state(system.submit(*SMALL), "COMPLETED", "FAILED")
+        done = system.cinevent("video", state["id"], "-o", str(tmp_path / "video.mp4"))
+
+    assert (state["state"], done.code) == ("COMPLETED", 0), done.err
+    digest = hashlib.sha256((tmp_path / "video.mp4").read_bytes()).hexdigest()
+    assert digest == state["artifacts"]["video"]["sha256"]
 
 
 def test_a_second_system_on_the_same_data_is_refused_in_one_line(system: System) -> None:

@@ -1,0 +1,20 @@
+"""The functions start light: nothing that they import, directly or not, is torch or its company."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+import functions.{name}
+heavy = {{"torch", "diffusers", "transformers", "numpy", "boto3", "kubernetes", "nats"}} & set(sys.modules)
+sys.exit(", ".join(sorted(heavy)) or 0)
+"""
+
+
+@pytest.mark.parametrize("name", ["submit.app", "dispatch.app", "notify.app", "cli"])
+def test_a_function_starts_without_heavy_libraries(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(name=name)], capture_output=True, text=True, timeout=30)
+
+    assert (done.returncode, done.stderr) == (0, "")
