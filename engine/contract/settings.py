@@ -11,6 +11,9 @@ from typing import Any
 from engine.contract.errors import Invalid, Problem
 from engine.contract.job import is_tenant
 
+# A source waits 60 s for notify's answer; a delivery that takes longer would be sent twice.
+_WEBHOOK_TIMEOUT_MAX_S = 45.0
+
 
 def _env(default: Any, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
@@ -30,7 +33,6 @@ class Settings:
     s3_endpoint: str = _env("", "Address of an S3 service other than AWS; empty: AWS.")
     models_dir: str = _env(".cinevent/models", "Folder with one diffusers folder per model, named after the model.")
     tenant: str = _env("default", "Tenant of every request; there are no credentials yet that could name one.")
-    launcher: str = _env("local", "How a job's engine is started.")
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
     num_processes: int = _env(1, "Processes per node: its GPUs, or 1 to 2 without any.")
@@ -101,6 +103,11 @@ def _rules(settings: Settings) -> list[Problem]:
         for name in positive
         if not getattr(settings, name) > 0
     ]
+    if settings.webhook_timeout_s > _WEBHOOK_TIMEOUT_MAX_S:
+        message = (
+            f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
+        )
+        problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
         problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))

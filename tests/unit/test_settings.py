@@ -58,6 +58,7 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_MAX_RUNS", "0", "positive"),
         ("CINEVENT_NUM_NODES", "-1", "positive"),
         ("CINEVENT_STALL_S", "nan", "positive"),
+        ("CINEVENT_WEBHOOK_TIMEOUT_S", "60", "maximum"),
         ("CINEVENT_TENANT", "Team", "tenant"),
         ("CINEVENT_TENANT", "dead", "tenant"),
         ("CINEVENT_STORE_URL", "/var/store", "scheme"),
