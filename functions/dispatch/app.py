@@ -37,7 +37,7 @@ def make(deps: Deps, launcher: Launcher, *, environ: Mapping[str, str]) -> Flask
         if event.name not in _CAUSES:
             message = f"dispatch takes {', '.join(sorted(_CAUSES))}; this is {event.type}"
             raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
-        reconciler.look(event.data["tenant"], event.data["job"])
+        reconciler.look(event.data["tenant"], event.data["job"], is_queued=event.name == "requested")
         return empty(204)
 
     return app

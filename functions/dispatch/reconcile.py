@@ -19,7 +19,7 @@ from engine.contract.plan import choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
 from functions.dispatch.handler import Act, Decision, after_failure, decide
-from functions.dispatch.launcher import Failure, Launcher
+from functions.dispatch.launcher import Failure, Launcher, Phase
 
 _LOG = logging.getLogger(__name__)
 # A waiting request asks again this often; it costs one small HTTP call.
@@ -46,12 +46,24 @@ class Reconciler:
             Act.FAIL: self._fail,
         }
 
-    def look(self, tenant: str, job_id: str) -> None:
-        """Do what is to be done about this job now. Raises AtCapacity, NotFound, Unavailable."""
+    def look(self, tenant: str, job_id: str, *, is_queued: bool) -> None:
+        """Do what is to be done about this job now. Raises AtCapacity, NotFound, Unavailable.
+
+        `is_queued`: the caller holds the job's request and comes again, so that a first launch may be refused. Whoever
+        else finds no place leaves an alarm: an alarm that had to wait would hold up those of the jobs that run.
+        """
         job = self._deps.history.get(tenant, job_id)
         run = self._launcher.observe(run_name(job.id, job.attempt))
+        if run.phase in (Phase.SUCCEEDED, Phase.FAILED):
+            # Its last words came before its end, but perhaps after the read above.
+            job = self._deps.history.get(tenant, job_id)
         decision = decide(job, run, now=datetime.now(UTC), stall_s=self._deps.settings.stall_s)
-        self._act(job, decision)
+        try:
+            self._act(job, decision)
+        except AtCapacity:
+            if is_queued and job.attempt == 0:
+                raise
+            self._set_alarm(job)
 
     def _act(self, job: Job, decision: Decision) -> None:
         _LOG.info("job=%s attempt=%d act=%s", job.id, job.attempt, decision.act)
@@ -75,19 +87,12 @@ class Reconciler:
         with self._places:
             others = [name for name in self._launcher.active() if name != run]
             if len(others) >= settings.max_runs:
-                return self._queue(job)
+                message = f"{settings.max_runs} runs are active, which is the limit"
+                raise AtCapacity(message, retry_after_s=_RETRY_AFTER_S)
             self._set_alarm(job)
             self._launcher.launch(job, attempt=attempt, plan=plan, environ=self._environ)
         data = {"attempt": attempt, "launcher": self._launcher.name, "run": run, "plan": plan.to_json()}
         return self._say("launched", job, data, key=f"a{attempt}")
-
-    def _queue(self, job: Job) -> None:
-        if job.attempt:
-            # Its request is long acknowledged: the alarm is what brings it back.
-            return self._set_alarm(job)
-        raise AtCapacity(
-            f"{self._deps.settings.max_runs} runs are active, which is the limit", retry_after_s=_RETRY_AFTER_S
-        )
 
     def _stop(self, job: Job, _decision: Decision) -> None:
         self._launcher.cancel(run_name(job.id, job.attempt))

@@ -152,6 +152,21 @@ def test_at_capacity_dispatch_says_429_and_launches_when_there_is_a_place(
     wait_until(lambda: dispatch.tell(other) == 204, what="the other job is launched")
 
 
+def test_an_alarm_without_a_place_rings_again_and_holds_nobody_up(
+    dispatches: list[Dispatch], settings: Settings, bus: Bus
+) -> None:
+    """A 429 would have paused the alarms of the running jobs too, and with them the end that makes a place."""
+    dispatch = a_dispatch(dispatches, settings, "sleep 60")
+    dispatch.accept()
+    other = "j" + "b" * 25
+    dispatch.deps.bus.publish(an_event("requested", time=datetime.now(UTC), job=other))
+
+    assert dispatch.tell(an_event("check", job=other)) == 204
+
+    due = ALARM.replace(JOB, other)
+    wait_until(lambda: bus.read("CINEVENT_ALARMS", matching=due), what="the other job's alarm rings")
+
+
 def test_a_result_without_an_event_is_found_in_the_store(dispatches: list[Dispatch], settings: Settings) -> None:
     dispatch = a_dispatch(dispatches, settings, "exit 0")
     path = Path(settings.store_url.removeprefix("file:")) / TENANT / JOB / "a1" / "manifest.json"
