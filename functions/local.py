@@ -61,12 +61,14 @@ def run(options: Options, settings: Settings) -> int:
         settings = _settings(settings, options, data=data, sockets=sockets, nats_port=nats_port)
         _build_tiny_models(settings, data)
         with Family(data / "logs") as family:
-            _start(family, settings, data=data, sockets=sockets, nats_port=nats_port)
-            addresses = _addresses(settings, data, sockets)
-            if _await_ready(family, addresses, stop):
-                _announce(addresses, options)
-            family.watch(stop)
-            _shut_down(family, LocalLauncher(Path(settings.runs_dir)))
+            try:
+                _start(family, settings, data=data, sockets=sockets, nats_port=nats_port)
+                addresses = _addresses(settings, data, sockets)
+                if _await_ready(family, addresses, stop):
+                    _announce(addresses, options)
+                family.watch(stop)
+            finally:
+                _shut_down(family, LocalLauncher(Path(settings.runs_dir)))
     return 0
 
 
