@@ -18,7 +18,7 @@ import sysconfig
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ def run(options: Options, settings: Settings) -> int:
     stop = _Stop()
     data = options.data.resolve()
     with _locked(data):
-        sockets = {name: _listen(options.port if name == "submit" else 0) for name in FUNCTIONS}
-        nats_port = options.nats_port or _free_port()
+        sockets = {name: _bind(options.port if name == "submit" else 0, option="--port") for name in FUNCTIONS}
+        # Bound once and let go: a foreign nats-server on this port must not be taken for ours.
+        with _bind(options.nats_port, option="--nats-port") as probe:
+            nats_port = int(probe.getsockname()[1])
         settings = _settings(settings, options, data=data, sockets=sockets, nats_port=nats_port)
         _build_tiny_models(settings, data)
         with Family(data / "logs") as family:
@@ -118,6 +120,8 @@ def _start(
     )
     family.start(Child(name="nats-server", arguments=(_nats_server(), "-c", str(config)), environ=environ))
     for name, listener in sockets.items():
+        # Listening from here on, so that nobody finds the port closed while the function starts.
+        listener.listen(512)
         family.start(
             Child(
                 name=name,
@@ -215,36 +219,30 @@ def _build_tiny_models(settings: Settings, data: Path) -> None:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[None]:
-    """Hold the data folder; one system at a time may use it."""
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        with (data / "lock").open("w") as lock:
+    """Hold the data folder; one system at a time may use it. Raises CineventError."""
+    with ExitStack() as held:
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((data / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise CineventError(
-            f"{data} is in use by another `cinevent local`; end it, or choose another --data"
-        ) from error
-    except OSError as error:
-        raise CineventError(f"{data} cannot be used: {error.strerror}; choose another --data") from error
+        except BlockingIOError as error:
+            message = f"{data} is in use by another `cinevent local`; end it, or choose another --data"
+            raise CineventError(message) from error
+        except OSError as error:
+            raise CineventError(f"{data} cannot be used: {error.strerror}; choose another --data") from error
+        yield
 
 
-def _listen(port: int) -> socket.socket:
-    """A listening socket, made here so that nobody finds its port closed while the function starts."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(port: int, *, option: str) -> socket.socket:
+    """A socket on this port. Raises CineventError naming the option to change."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        bound.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise CineventError(f"port {port} cannot be used: {error}; choose another --port") from error
-    listener.listen(512)
-    return listener
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        bound.close()
+        raise CineventError(f"port {port} cannot be used: {error}; choose another {option}") from error
+    return bound
 
 
 def _nats_server() -> str:

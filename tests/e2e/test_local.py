@@ -162,12 +162,16 @@ def test_a_second_system_on_the_same_data_is_refused_in_one_line(system: System)
     assert "in use" in done.err
 
 
-def test_a_port_that_is_taken_is_named(system: System, tmp_path: Path) -> None:
-    port = system.addresses["submit"].rsplit(":", 1)[1]
+@pytest.mark.parametrize(("address", "option"), [("submit", "--port"), ("nats", "--nats-port")])
+def test_a_port_that_is_taken_is_named(system: System, tmp_path: Path, address: str, option: str) -> None:
+    port = system.addresses[address].rsplit(":", 1)[1]
+    ports = {"--port": "0", "--nats-port": "0", option: port}
 
-    done = cinevent("local", "--data", str(tmp_path / "data"), "--port", port)
+    done = cinevent("local", "--data", str(tmp_path / "data"), *(word for pair in ports.items() for word in pair))
 
-    assert (done.code, f"port {port}" in done.err, "--port" in done.err) == (1, True, True)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert f"port {port}" in done.err
+    assert f"choose another {option}" in done.err
 
 
 def engine_processes(data: Path) -> list[int]:
