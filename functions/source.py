@@ -78,7 +78,9 @@ async def run(
                 break
             client = connecting.result()
             await Source(kind, client, post=sink.post, replicas=settings.nats_replicas, beat_s=beat_s).run(stop)
-            await client.close()
+            # A server that is gone cannot be told goodbye.
+            with suppress(*_NATS_ERRORS):
+                await client.close()
     finally:
         await sink.close()
 

@@ -70,7 +70,8 @@ class Bus:
     def close(self) -> None:
         """Send what is buffered and disconnect; at most 3 s."""
         self._connecting.cancel()
-        with suppress(TimeoutError):
+        # A server that is gone cannot be told goodbye.
+        with suppress(*_nats_errors()):
             asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result(timeout=3)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=3)
