@@ -14,7 +14,7 @@ from typing import Any
 from engine.adapters.bus import Bus
 from engine.contract.artifact import completed_data
 from engine.contract.errors import CineventError, Conflict, JobFailed
-from engine.contract.events import job_event
+from engine.contract.events import job_event, rivals
 from engine.contract.schemas import STAGES
 
 _log = logging.getLogger(__name__)
@@ -69,13 +69,12 @@ class Voice:
 
     def _say_last(self, name: str, data: Mapping[str, Any]) -> None:
         try:
-            first = f"cinevent.{self.tenant}.{self.job}.done.*"
-            self._say(name, data, first=first, deadline_s=_FINAL_DEADLINE_S)
+            self._say(name, data, is_outcome=True, deadline_s=_FINAL_DEADLINE_S)
         except Conflict:
             # Another rank, attempt or canceller: the first word counts, and ours is not needed.
             _log.info("the job has an outcome already; this one (%s) is dropped", name)
 
-    def _say(self, name: str, data: Mapping[str, Any], *, deadline_s: float, first: str | None = None) -> None:
+    def _say(self, name: str, data: Mapping[str, Any], *, deadline_s: float, is_outcome: bool = False) -> None:
         event = job_event(
             name,
             {"attempt": self.attempt, **data},
@@ -84,7 +83,7 @@ class Voice:
             key=f"a{self.attempt}",
             extensions=self.extensions,
         )
-        self.bus.publish(event, first=first, deadline_s=deadline_s)
+        self.bus.publish(event, first=rivals(event) if is_outcome else None, deadline_s=deadline_s)
         _log.info("the log has it: %s", name)
 
 

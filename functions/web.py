@@ -6,11 +6,11 @@ know what any function does.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from engine.contract import errors
@@ -59,9 +59,16 @@ def log_to_stderr() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
 
 
-def read_event() -> Event:
-    """The CloudEvent in the current request, checked against the schema of its type. Raises BadEvent."""
-    return validate(decode(dict(request.headers), request.get_data()))
+def read_event(names: Collection[str] = ()) -> Event:
+    """The CloudEvent in the current request, checked against the schema of its type.
+
+    `names`: the job events that this function takes; none: the caller judges. Raises BadEvent.
+    """
+    event = validate(decode(dict(request.headers), request.get_data()))
+    if names and event.name not in names:
+        message = f"{current_app.name} takes {', '.join(sorted(names))}; this is {event.type}"
+        raise errors.BadEvent(errors.Problem(pointer="/type", rule="enum", message=message))
+    return event
 
 
 def empty(status: int, **headers: str) -> Response:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from engine.contract.artifact import Artifact, Manifest
 from engine.contract.events import Event, job_event
 from engine.contract.job import Job, artifact_key, fold
 from engine.contract.plan import Plan
@@ -52,6 +53,27 @@ def a_video(**over: Any) -> dict[str, Any]:
     """The video among the artifacts."""
     shape = {"width": 128, "height": 96, "num_frames": 9, "fps": 8, "duration_s": 1.125}
     return an_artifact("video.mp4", **{**shape, **over})
+
+
+def a_manifest(**over: Any) -> Manifest:
+    """What a finished attempt left in the store."""
+    shape = {"width": 128, "height": 96, "num_frames": 9, "fps": 8, "duration_s": 1.125}
+    parts: dict[str, Any] = {
+        "key": artifact_key(TENANT, JOB, 1, "manifest.json"),
+        "job": JOB,
+        "tenant": TENANT,
+        "attempt": 1,
+        "request": a_request().to_json(),
+        "seed": a_request().input.seed,
+        "plan": a_plan(),
+        "versions": {"python": "3.11.0", "torch": "2.13.0"},
+        "timings": {"loading": 2.0, "denoising": 30.0},
+        "artifacts": {
+            "video": Artifact.of(b"video", key="video.mp4", content_type="video/mp4", facts=shape),
+            "poster": Artifact.of(b"poster", key="poster.jpg", content_type="image/jpeg"),
+        },
+    }
+    return Manifest(**{**parts, **over})
 
 
 def an_event(name: str, *, time: datetime = AT, key: str = "", **over: Any) -> Event:

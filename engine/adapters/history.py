@@ -34,12 +34,11 @@ class History:
         """The job as it stands now. Raises NotFound, Unavailable."""
         filters = [job_subjects(tenant, job)]
         events = _events(self._bus.last("CINEVENT_JOBS", filters, deadline_s=deadline_s))
-        folded = fold(events)
+        progress = _events(self._bus.last("CINEVENT_PROGRESS", filters, deadline_s=deadline_s)) if events else []
+        folded = fold(_merged(events, progress))
         if folded is None:
             raise NotFound(f"there is no job {job}")
-        if not folded.attempt:
-            return folded
-        return fold(_merged(events, _events(self._bus.last("CINEVENT_PROGRESS", filters)))) or folded
+        return folded
 
     def page(self, tenant: str, *, limit: int, before: int | None = None) -> Page:
         """Up to `limit` jobs accepted before the stream sequence `before`, the newest first.

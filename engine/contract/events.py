@@ -97,6 +97,12 @@ def subject(event: Event) -> str:
     return f"cinevent.{event.data['tenant']}.{event.data['job']}.{suffix}"
 
 
+def rivals(event: Event) -> str:
+    """The filter of all events of which a job gets only one in all: any acceptance, or any outcome."""
+    group, _, _ = subject(event).rpartition(".")
+    return f"{group}.*"
+
+
 def job_subjects(tenant: str, job: str) -> str:
     """The filter that matches every subject of one job."""
     return f"cinevent.{tenant}.{job}.>"

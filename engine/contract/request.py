@@ -22,6 +22,8 @@ WEBHOOK_EVENTS = ("completed", "failed", "cancelled")
 # Wan's text encoder reads 512 tokens; 4,000 characters is beyond that in every language.
 PROMPT_MAX_CHARACTERS = 4000
 MAX_ATTEMPTS = 10
+_ATTEMPTS = 3
+_DEADLINE_S = 6 * 3600
 # A week: longer than any real job, short enough that a forgotten one ends.
 DEADLINE_MAX_S = 7 * 24 * 3600
 SEED_MAX = 2**32 - 1
@@ -59,8 +61,8 @@ class Request:
     model: str
     input: Input
     priority: str = "normal"
-    max_attempts: int = 3
-    deadline_s: int = 6 * 3600
+    max_attempts: int = _ATTEMPTS
+    deadline_s: int = _DEADLINE_S
     """From acceptance to the end, attempts and waits included."""
     webhook: Webhook | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -145,8 +147,8 @@ def schema(row: ModelRow) -> dict[str, Any]:
 
 OPTIONS: dict[str, Any] = {
     "priority": {"enum": list(PRIORITIES), "default": "normal"},
-    "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS, "default": 3},
-    "deadline_s": {"type": "integer", "minimum": 1, "maximum": DEADLINE_MAX_S, "default": 6 * 3600},
+    "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS, "default": _ATTEMPTS},
+    "deadline_s": {"type": "integer", "minimum": 1, "maximum": DEADLINE_MAX_S, "default": _DEADLINE_S},
     "webhook": {
         "type": "object",
         "additionalProperties": False,

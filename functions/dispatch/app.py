@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flask import Flask, Response
 
-from engine.contract.errors import BadEvent, Problem
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
 from functions.dispatch.launcher import Launcher
@@ -33,10 +32,7 @@ def make(deps: Deps, launcher: Launcher, *, environ: Mapping[str, str]) -> Flask
 
     @app.post("/")
     def receive() -> Response:
-        event = read_event()
-        if event.name not in _CAUSES:
-            message = f"dispatch takes {', '.join(sorted(_CAUSES))}; this is {event.type}"
-            raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
+        event = read_event(_CAUSES)
         reconciler.look(event.data["tenant"], event.data["job"], is_queued=event.name == "requested")
         return empty(204)
 

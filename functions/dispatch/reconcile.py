@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
-from engine.contract.events import job_event
+from engine.contract.events import job_event, rivals
 from engine.contract.job import Job, artifact_key, run_name
 from engine.contract.plan import choose
 from engine.contract.streams import alarm_subjects
@@ -139,6 +139,6 @@ class Reconciler:
     def _say_done(self, name: str, job: Job, data: dict[str, Any]) -> None:
         event = job_event(name, data, tenant=job.tenant, job=job.id, key=f"a{job.attempt}", extensions=job.extensions)
         try:
-            self._deps.bus.publish(event, first=f"cinevent.{job.tenant}.{job.id}.done.*")
+            self._deps.bus.publish(event, first=rivals(event))
         except Conflict:
             _LOG.info("job=%s is already done; %s came too late", job.id, name)

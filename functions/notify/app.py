@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 from flask import Flask, Response
 
-from engine.contract.errors import BadEvent, Problem
 from engine.contract.request import WEBHOOK_EVENTS
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
@@ -37,10 +36,7 @@ def make(deps: Deps, *, key: bytes | None) -> Flask:
 
     @app.post("/")
     def receive() -> Response:
-        event = read_event()
-        if event.name not in WEBHOOK_EVENTS:
-            message = f"notify takes {', '.join(WEBHOOK_EVENTS)}; this is {event.type}"
-            raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
+        event = read_event(WEBHOOK_EVENTS)
         job = deps.history.get(event.data["tenant"], event.data["job"])
         sending = delivery(event, job, key=key, now=datetime.now(UTC))
         if sending and is_gone(send(sending, timeout_s=deps.settings.webhook_timeout_s)):

@@ -14,7 +14,7 @@ from werkzeug.wsgi import wrap_file
 
 from engine.contract.codec import is_event, loads
 from engine.contract.errors import Conflict, NotFound
-from engine.contract.events import Event
+from engine.contract.events import Event, rivals
 from engine.contract.job import Job, State, fold, is_id
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
@@ -51,10 +51,8 @@ def make(deps: Deps) -> Flask:
 
 def _generate(deps: Deps) -> Response:
     event = _requested(deps)
-    job_id = event.data["job"]
-    first = f"cinevent.{deps.settings.tenant}.{job_id}.requested.*"
     try:
-        sequence = deps.bus.publish(event, first=first, deadline_s=_DEADLINE_S)
+        sequence = deps.bus.publish(event, first=rivals(event), deadline_s=_DEADLINE_S)
     except Conflict:
         return _repeated(deps, event)
     job = fold([(sequence, event)])
@@ -125,7 +123,7 @@ def _video(deps: Deps, job: str) -> Response:
     response = Response(wrap_file(request.environ, data), mimetype="video/mp4", direct_passthrough=True)
     response.content_length = video["size_bytes"]
     response.set_etag(video["sha256"])
-    response.headers["Content-Disposition"] = f"inline; filename={handler.download_name(found)}"
+    response.headers["Content-Disposition"] = f"inline; filename={found.id}.mp4"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request, accept_ranges=True, complete_length=video["size_bytes"])
     return response

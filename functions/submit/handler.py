@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 
 from engine.contract.errors import BadEvent, Invalid, Problem
 from engine.contract.events import REQUEST_TYPE, Event, job_event, trace_extensions
@@ -79,11 +78,6 @@ def cursor_of(text: str | None) -> int | None:
 def limit_of(text: str | None) -> int:
     """The page size in a query, 20 by default. Raises Invalid."""
     return 20 if text is None else _whole(text, name="limit", low=1, high=100)
-
-
-def download_name(job: Job) -> str:
-    """What a browser calls the saved video."""
-    return quote(f"{job.id}.mp4")
 
 
 def _requested(data: Any, *, tenant: str, job: str, extensions: Mapping[str, str]) -> Event:

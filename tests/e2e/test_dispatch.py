@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from engine.adapters.bus import Bus
-from engine.contract.artifact import Artifact, Manifest, encode
+from engine.contract.artifact import encode
 from engine.contract.codec import encode_binary
 from engine.contract.events import Event
 from engine.contract.job import Job, State, run_name
@@ -19,7 +19,7 @@ from engine.contract.settings import Settings
 from functions.deps import open_deps
 from functions.dispatch.app import make
 from functions.dispatch.launchers.local import LocalLauncher
-from tests.make import JOB, TENANT, a_plan, a_request, an_event
+from tests.make import JOB, TENANT, a_manifest, a_request, an_event
 from tests.servers import NatsServer, wait_until
 
 ALARM = f"cinevent.alarms.due.{TENANT}.{JOB}.check"
@@ -227,22 +227,3 @@ def test_without_nats_dispatch_says_503(dispatches: list[Dispatch], settings: Se
     nats.kill()
 
     assert dispatch.tell(an_event("check")) == 503
-
-
-def a_manifest() -> Manifest:
-    """What a finished attempt left in the store."""
-    artifacts = {
-        name: Artifact.from_json(an_event("completed").data["artifacts"][name]) for name in ("video", "poster")
-    }
-    return Manifest(
-        key=f"{TENANT}/{JOB}/a1/manifest.json",
-        job=JOB,
-        tenant=TENANT,
-        attempt=1,
-        request=a_request().to_json(),
-        seed=1,
-        plan=a_plan(),
-        versions={},
-        timings={"loading": 1.0},
-        artifacts=artifacts,
-    )

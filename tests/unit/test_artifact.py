@@ -2,29 +2,11 @@
 
 import hashlib
 
-from engine.contract.artifact import Artifact, Manifest, completed_data, decode, encode
+from engine.contract.artifact import Artifact, completed_data, decode, encode
 from engine.contract.schemas import validate
-from tests.make import JOB, TENANT, a_plan, a_request, an_event
+from tests.make import a_manifest, an_event
 
 FACTS = {"width": 128, "height": 96, "num_frames": 9, "fps": 8, "duration_s": 1.125}
-
-
-def a_manifest() -> Manifest:
-    return Manifest(
-        key=f"{TENANT}/{JOB}/a1/manifest.json",
-        job=JOB,
-        tenant=TENANT,
-        attempt=1,
-        request=a_request().to_json(),
-        seed=a_request().input.seed,
-        plan=a_plan(),
-        versions={"torch": "2.13.0"},
-        timings={"loading": 2.0},
-        artifacts={
-            "video": Artifact.of(b"video", key="video.mp4", content_type="video/mp4", facts=FACTS),
-            "poster": Artifact.of(b"poster", key="poster.jpg", content_type="image/jpeg"),
-        },
-    )
 
 
 def test_a_manifest_survives_the_way_through_its_bytes() -> None:
@@ -48,10 +30,13 @@ def test_an_artifact_is_described_by_its_bytes() -> None:
 
 
 def test_the_bytes_of_a_manifest_are_enough_for_the_completed_event() -> None:
-    body = encode(a_manifest())
+    manifest = a_manifest(attempt=2)
+    body = encode(manifest)
 
     data = completed_data(body)
 
     assert validate(an_event("completed", **data)).data["artifacts"]["video"]["num_frames"] == 9
+    assert data["artifacts"]["video"] == {**manifest.artifacts["video"].to_json(), **FACTS}
     assert data["artifacts"]["manifest"]["sha256"] == hashlib.sha256(body).hexdigest()
-    assert (data["attempt"], data["timings"]) == (1, {"loading": 2.0})
+    assert data["artifacts"]["manifest"]["size_bytes"] == len(body)
+    assert (data["attempt"], data["timings"]) == (2, {"loading": 2.0, "denoising": 30.0})
