@@ -25,7 +25,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(holds: Callable[[], object], *, timeout_s: float = 10.0, what: str = "") -> None:
+def wait_until(holds: Callable[[], object], *, timeout_s: float = 30.0, what: str = "") -> None:
     """Return as soon as `holds()` is true; fail the test after the time-out."""
     end = time.monotonic() + timeout_s
     while not holds():

@@ -109,7 +109,8 @@ def test_without_a_server_a_write_is_unavailable_at_its_deadline(nats: NatsServe
     with pytest.raises(Unavailable):
         bus.publish(an_event("requested"), deadline_s=0.5)
 
-    assert time.monotonic() - start < 1.0
+    # Well below the deadline that a write has of its own.
+    assert 0.5 <= time.monotonic() - start < 3.0
 
 
 def test_a_bus_goes_on_by_itself_when_the_server_is_back_without_its_data(nats: NatsServer, bus: Bus) -> None:

@@ -142,7 +142,7 @@ def test_a_receiver_that_speaks_a_byte_at_a_time_costs_no_more_than_the_time_lim
         response = post(client, an_event("completed"))
 
     assert response.status_code == 503
-    assert TIMEOUT_S <= time.monotonic() - before < TIMEOUT_S + 3
+    assert TIMEOUT_S <= time.monotonic() - before < TIMEOUT_S + 10
 
 
 def test_an_answer_without_an_end_counts_by_its_status(bus: Bus, client: FlaskClient) -> None:

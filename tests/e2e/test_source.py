@@ -57,7 +57,8 @@ def test_an_idle_source_posts_an_event_at_once_in_binary_mode_and_acknowledges(
     post = sink.received[1]
     assert decode(post.headers, post.body) == Event(**{**fields(event), "extensions": {"cluster": "here"}})
     assert post.headers["content-type"] == "application/json"
-    assert post.at - before < 0.5
+    # Well below the pull's own expiry and every backoff.
+    assert post.at - before < 3.0
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def test_each_failure_makes_that_event_alone_wait_and_then_it_is_delivered_once(
 
     assert Counter(name for name, _ in got) == {"404": 2, "503": 2, "reset": 2, "silence": 2, "none": 1}
     first, second = (at for name, at in got if name == "503")
-    assert 1.0 <= second - first < 3.0
+    # What the sink asked for; the backoff alone would be half a second.
+    assert 1.0 <= second - first < 5.0
 
 
 def misbehave(name: str, connection: socket.socket) -> None:

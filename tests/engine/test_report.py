@@ -68,26 +68,35 @@ def test_one_slow_step_does_not_change_the_estimate_for_long() -> None:
     assert words[-1]["seconds_per_step"] < 2.5
 
 
-def test_stages_are_heard_at_once_and_steps_now_and_then(bus: Bus) -> None:
+def test_a_stage_is_heard_at_once(bus: Bus) -> None:
+    reporter = Reporter(a_voice(bus), steps=10, interval_s=1000)
+    for name in STAGES[:3]:
+        reporter.stage(name)
+        wait_until(lambda name=name: heard(bus) and heard(bus)[-1]["data"]["stage"] == name, what=name)
+    reporter.close()
+
+
+def test_steps_are_heard_now_and_then_and_the_last_one_surely(bus: Bus) -> None:
+    started = time.monotonic()
     reporter = Reporter(a_voice(bus), steps=1000, interval_s=0.2)
-    reporter.stage("denoising")
     for step in range(1, 1001):
         reporter.step(step, seconds=0.001)
         time.sleep(0.0005)
     wait_until(lambda: heard(bus) and heard(bus)[-1]["data"]["step"] == 1000, what="the last step is heard")
     reporter.close()
     words = heard(bus)
-    assert words[0]["data"]["step"] < 100
-    assert len(words) < 12
+    # On a busy machine the thousand steps take longer, and more of them are heard.
+    assert 1 <= len(words) <= (time.monotonic() - started) / 0.2
     assert [word["sequence"] for word in words] == sorted({word["sequence"] for word in words})
 
 
 def test_a_log_that_does_not_answer_holds_nobody_up() -> None:
+    """A publish that cannot reach a server tries for seconds; a hundred steps in line would take minutes."""
     bus = Bus.open(Settings(nats_url=f"nats://127.0.0.1:{free_port()}"))
     reporter = Reporter(a_voice(bus), steps=100)
     started = time.monotonic()
     for step in range(100):
         reporter.step(step, seconds=1.0)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 10
     reporter.close()
     bus.close()
