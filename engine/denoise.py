@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract.models import ModelRow
-from engine.mesh import Mesh
+from engine.mesh import Mesh, reshard
 from engine.models.wan import Denoiser
 
 
@@ -64,16 +64,25 @@ def denoise(
     # Told once, so that the scheduler does not look for it on the device in the first step.
     scheduler.set_begin_index(0)
     boundary = None if model.boundary is None else model.boundary * scheduler.config.num_train_timesteps
-    dtype = model.experts[0].dtype
-    embeddings = _cast(embeddings, dtype)
+    embeddings = _cast(embeddings, model.dtype)
     latents_bcfhw = noise_bcfhw
+    active = 0
     # As Python numbers: asking a device which expert is next would make it wait in every step.
     for step, (t, number) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True), start=1):
         started = time.perf_counter()
         expert = 0 if boundary is None or number >= boundary else 1
+        if expert != active:
+            # It will not be used again: from now on the other one is whole.
+            reshard(model.experts[active]())
+            active = expert
         timestep = _token_timesteps(t, latents_bcfhw) if model.expand_timesteps else t.expand(1)
         velocity_bcfhw = _predict(
-            model.experts[expert], latents_bcfhw.to(dtype), timestep, embeddings, scale=scales[expert], mesh=mesh
+            model.experts[expert](),
+            latents_bcfhw.to(model.dtype),
+            timestep,
+            embeddings,
+            scale=scales[expert],
+            mesh=mesh,
         )
         latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
         mesh.ranks.settle()

@@ -1,34 +1,70 @@
 """Load: the components of a model row, each on the ranks that use it.
 
-In: a row, the folder of models, a mesh. Out: components, placed and split. The text encoder and the autoencoder are the
-reporter's alone: no other rank pays for them.
+In: a row, its folder, a mesh. Out: components, placed, split and sharded. Weights are read into the place where they
+stay, by a thread of their own, so that the prompt is encoded meanwhile: each rank reads its own shards, and the ranks
+of a node hold one copy together. The text encoder and the autoencoder are the reporter's alone.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import fully_shard
+
+from engine import sequence
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh, Ranks
 from engine.models import wan
 
 
-def load_denoiser(row: ModelRow, models_dir: Path, *, flow_shift: float, mesh: Mesh) -> wan.Denoiser:
-    """The experts on this rank's device, sharing their sequence as the plan says. All ranks must call it."""
-    denoiser = wan.load_denoiser(row, models_dir / row.name, flow_shift=flow_shift)
-    for expert in denoiser.experts:
-        expert.to(mesh.ranks.device)
-        mesh.split_sequence(expert)
-    return denoiser
-
-
-def load_text_parts(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> wan.TextParts | None:
+def load_text_parts(row: ModelRow, folder: Path, *, ranks: Ranks) -> wan.TextParts | None:
     """The text encoder, still on the CPU; None on all ranks but the reporter."""
-    return wan.load_text_parts(row, models_dir / row.name) if ranks.is_reporter else None
+    return wan.load_text_parts(row, folder) if ranks.is_reporter else None
 
 
-def load_vae(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> Any:
-    """The autoencoder, still on the CPU; None on all ranks but the reporter.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What is being read; each part waits for itself when it is asked for, and raises JobFailed if it is broken."""
 
-    Long before it is used: a broken file is found before the denoising, not after it.
-    """
-    return wan.load_vae(models_dir / row.name) if ranks.is_reporter else None
+    denoiser: wan.Denoiser
+    vae: Callable[[], Any] | None
+    """The autoencoder, on the CPU; None on all ranks but the reporter."""
+
+
+def start(row: ModelRow, folder: Path, *, flow_shift: float, mesh: Mesh) -> Parts:
+    """Begin to read the experts and the autoencoder of `row`, in the order of their use. All ranks must call it."""
+    index = wan.read_index(row, folder)
+    scheduler = wan.load_scheduler(folder, flow_shift=flow_shift)
+    experts = [(wan.make_expert(row, folder, name), folder / name) for name in wan.expert_names(row)]
+    vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
+    for expert, _ in experts:
+        _place(expert, row, mesh)
+    # One thread: what is needed first is read first, with all of the disk.
+    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
+    first, *rest = (reader.submit(wan.read_weights, expert, path).result for expert, path in experts)
+    # Long before it is used: a broken autoencoder is found before the denoising, not after it.
+    vae_read = reader.submit(wan.read_weights, vae, folder / "vae").result if vae is not None else None
+    reader.shutdown(wait=False)
+    denoiser = wan.Denoiser(
+        experts=(first, *rest),
+        dtype=getattr(torch, row.dtype),
+        scheduler=scheduler,
+        boundary=row.boundary,
+        expand_timesteps=bool(index.get("expand_timesteps", False)),
+    )
+    return Parts(denoiser=denoiser, vae=vae_read)
+
+
+def _place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
+    """Split the expert's sequence and its weights as the plan says, and make room for the weights on the device."""
+    if mesh.sequence:
+        sequence.split(expert, mesh.sequence)
+    if mesh.copies:
+        for module in (*expert.blocks, expert):
+            # FSDP wants one dtype per group; what must stay float32 is tiny, and whole on every rank.
+            kept = {parameter for parameter in module.parameters() if parameter.dtype != getattr(torch, row.dtype)}
+            fully_shard(module, mesh=mesh.copies, reshard_after_forward=mesh.plan.reshard, ignored_params=kept)
+    wan.make_room(expert, mesh.ranks.device)

@@ -54,12 +54,10 @@ def work(request: Request, *, settings: Settings, ranks: Ranks, outlet: Outlet |
 
 
 def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, outlet: Outlet | None) -> None:
-    given = request.input
-    num_tokens = request.row.num_tokens(width=given.width, height=given.height, num_frames=given.num_frames)
-    mesh = divide(ranks, plan, num_tokens=num_tokens)
+    mesh = divide(ranks, plan)
     if outlet:
         outlet.voice.started(world_size=ranks.world_size)
-    reporter = Reporter(outlet.voice, steps=given.steps) if outlet else Silence()
+    reporter = Reporter(outlet.voice, steps=request.input.steps) if outlet else Silence()
     stages = Stages(reporter)
     try:
         latents, vae = make_latents(request, Path(settings.models_dir), mesh=mesh, stages=stages)
@@ -78,25 +76,25 @@ def make_latents(request: Request, models_dir: Path, *, mesh: Mesh, stages: "Sta
     """Finished latents, and on the reporter the autoencoder to decode them with. The experts are freed on return."""
     row, given, ranks = request.row, request.input, mesh.ranks
     stages.enter("loading")
-    parts = load.load_text_parts(row, models_dir, ranks=ranks)
-    vae = load.load_vae(row, models_dir, ranks=ranks)
-    model = load.load_denoiser(row, models_dir, flow_shift=given.flow_shift, mesh=mesh)
+    folder = models_dir / row.name
+    parts = load.start(row, folder, flow_shift=given.flow_shift, mesh=mesh)
+    reader = load.load_text_parts(row, folder, ranks=ranks)
     stages.enter("encoding_text")
     # As in diffusers, the first scale alone decides whether there is a negative pass.
     prompts = [given.prompt, given.negative_prompt] if given.guidance_scale > 1 else [given.prompt]
-    prompt, *negative = text.encode(parts, prompts, ranks=ranks)
+    prompt, *negative = text.encode(reader, prompts, ranks=ranks)
     # The largest thing on the reporter's device after the experts, and of no more use.
-    del parts
+    del reader
     stages.enter("denoising")
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative[0] if negative else None)
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     latents = denoise.make_noise(row, **size, seed=given.seed, device=ranks.device)
     second = given.guidance_scale if given.guidance_scale_2 is None else given.guidance_scale_2
     scales = (given.guidance_scale, second)
-    for step in denoise.denoise(model, embeddings, latents, steps=given.steps, scales=scales, mesh=mesh):
+    for step in denoise.denoise(parts.denoiser, embeddings, latents, steps=given.steps, scales=scales, mesh=mesh):
         latents = step.latents_bcfhw
         stages.reporter.step(step.step, seconds=step.seconds)
-    return latents, vae
+    return latents, parts.vae() if parts.vae else None
 
 
 def _decode(vae: Any, latents: torch.Tensor, *, stages: "Stages") -> np.ndarray:

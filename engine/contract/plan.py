@@ -25,6 +25,8 @@ class Plan:
     """Ranks that share one sequence by exchanging heads; divides the model's heads."""
     shard: int
     """Ranks that share one copy of the weights (FSDP); 1: every rank holds a copy."""
+    reshard: bool = False
+    """Of sharded weights. True: a layer is whole only during its own forward. False: the whole of the active expert."""
 
     @property
     def world_size(self) -> int:

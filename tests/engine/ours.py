@@ -1,6 +1,7 @@
 """Our side of a comparison: a small video, made by the engine."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode
+from engine import decode, denoise, load
+from engine.contract.models import ModelRow
 from engine.contract.plan import Plan
-from engine.contract.request import Request
+from engine.contract.request import Input, Request
 from engine.mesh import Mesh, Ranks, divide
+from engine.models.wan import Denoiser
 from engine.report import Silence
 from engine.worker import Stages, make_latents
 from tests.make import a_plan, a_request, an_input
@@ -31,16 +34,23 @@ def a_video_request(model: str, **inputs: Any) -> Request:
     return a_request(model=model, input=an_input(**{**small, **inputs}))
 
 
-def a_mesh(request: Request, ranks: Ranks, plan: Plan = ALONE) -> Mesh:
-    """The mesh that the worker would make for this request."""
-    given = request.input
-    num_tokens = request.row.num_tokens(width=given.width, height=given.height, num_frames=given.num_frames)
-    return divide(ranks, plan, num_tokens=num_tokens)
-
-
 def our_latents(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
-    return make_latents(request, models, mesh=a_mesh(request, ranks, plan), stages=Stages(Silence()))
+    return make_latents(request, models, mesh=divide(ranks, plan), stages=Stages(Silence()))
+
+
+def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
+    """The model of a request, on these ranks."""
+    return load.start(row, models / row.name, flow_shift=given.flow_shift, mesh=mesh).denoiser
+
+
+def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
+    """The steps of a request, with embeddings that no prompt gives: enough to compare numbers."""
+    prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
+    embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative if given.guidance_scale > 1 else None)
+    size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
+    noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
+    return denoise.denoise(model, embeddings, noise, steps=given.steps, scales=(given.guidance_scale, 3.0), mesh=mesh)
 
 
 def ours(request: Request, models: Path, ranks: Ranks) -> Sample:

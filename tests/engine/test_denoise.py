@@ -1,5 +1,6 @@
 """The step loop equals diffusers' pipeline bit for bit, and yields what it promises."""
 
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.contract.request import Request
-from engine.mesh import Ranks
-from engine.models import tiny, wan
-from tests.engine.ours import a_mesh, a_video_request, our_latents, ours
+from engine.mesh import Ranks, divide
+from engine.models import tiny
+from tests.engine.ours import ALONE, a_video_request, our_latents, our_model, our_steps, ours
 from tests.engine.theirs import pipeline, theirs
 
 CASES = {
@@ -29,13 +30,9 @@ CASES = {
 }
 
 
-def some_steps(request: Request, models: Path, ranks: Ranks) -> Any:
-    row, given, mesh = request.row, request.input, a_mesh(request, ranks)
-    model = load.load_denoiser(row, models, flow_shift=given.flow_shift, mesh=mesh)
-    prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
-    noise = denoise.make_noise(row, width=128, height=96, num_frames=9, seed=given.seed, device=ranks.device)
-    embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
-    return denoise.denoise(model, embeddings, noise, steps=given.steps, scales=(4.0, 3.0), mesh=mesh)
+def some_steps(request: Request, models: Path, ranks: Ranks) -> Iterator[denoise.Step]:
+    row, given, mesh = request.row, request.input, divide(ranks, ALONE)
+    return our_steps(our_model(row, given, models, mesh), row, given, mesh)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,7 +51,8 @@ def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks,
 def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path, ranks: Ranks, name: str) -> None:
     request = a_video_request(name)
     row = replace(request.row, dtype="bfloat16")
-    expert = wan.load_denoiser(row, models / name, flow_shift=3.0).experts[0]
+    parts = load.start(row, models / name, flow_shift=3.0, mesh=divide(ranks, ALONE))
+    expert = parts.denoiser.experts[0]()
     expected = pipeline(request, models, dtype=torch.bfloat16).transformer
     assert {n: p.dtype for n, p in expert.named_parameters()} == {n: p.dtype for n, p in expected.named_parameters()}
     assert expert.scale_shift_table.dtype == torch.float32
@@ -64,7 +62,7 @@ def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path
 @pytest.mark.parametrize("prompt", ["a cat", "  a  &amp;amp; b\n\tc\u3000d ", "\u00c3\u00a9t\u00c3\u00a9", "x " * 600])
 def test_embeddings_equal_those_of_diffusers(models: Path, ranks: Ranks, prompt: str) -> None:
     request = a_video_request("tiny-t2v")
-    parts = load.load_text_parts(request.row, models, ranks=ranks)
+    parts = load.load_text_parts(request.row, models / request.model, ranks=ranks)
     (mine,) = text.encode(parts, [prompt], ranks=ranks)
     with torch.no_grad():
         expected, _ = pipeline(request, models).encode_prompt(
