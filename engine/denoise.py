@@ -1,15 +1,16 @@
 """Denoise: noise becomes latents, one Step at a time.
 
-In: a denoiser, embeddings, noise, a mesh. Out: a generator of Steps; whoever drives it may stop between two of them.
-The numbers equal those of diffusers' WanPipeline bit for bit, and do not depend on how many ranks the mesh has. It
-knows no prompt, no job and no log.
+In: a denoiser, embeddings, where to start, a mesh. Out: a generator of Steps; whoever drives it may stop between two of
+them. The numbers equal those of diffusers' WanPipeline bit for bit, and do not depend on how many ranks the mesh has.
+It knows no prompt, no job and no log.
 
 Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l text tokens, d text dimension.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,12 +28,32 @@ class Embeddings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One denoising step that is done, the `step`-th of `steps`."""
+class Snapshot:
+    """Where the loop stands after `step` steps: all it needs to go on from there, on any number of ranks."""
 
     step: int
-    steps: int
     latents_bcfhw: torch.Tensor
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """What the scheduler remembers of earlier steps, as its attributes; empty before the first."""
+
+    def on(self, device: torch.device) -> "Snapshot":
+        """The same, with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, list):
+                return [move(item) for item in value]
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        memory = {name: move(value) for name, value in self.scheduler.items()}
+        return Snapshot(step=self.step, latents_bcfhw=move(self.latents_bcfhw), scheduler=memory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One denoising step that is done, of `steps`."""
+
+    after: Snapshot
+    steps: int
     seconds: float
 
 
@@ -49,32 +70,27 @@ def make_noise(
 def denoise(
     model: Denoiser,
     embeddings: Embeddings,
-    noise_bcfhw: torch.Tensor,
+    start: Snapshot,
     *,
-    steps: int,
     scales: tuple[float, float],
     mesh: Mesh,
 ) -> Iterator[Step]:
-    """Every step from `noise_bcfhw` to finished latents. `scales`: guidance of the first and of the second expert.
+    """Every step from `start` to finished latents. `scales`: guidance of the first and of the second expert.
 
     All ranks of the mesh must take every step: they meet in it.
     """
-    scheduler = model.scheduler
-    scheduler.set_timesteps(steps, device=noise_bcfhw.device)
-    # Told once, so that the scheduler does not look for it on the device in the first step.
-    scheduler.set_begin_index(0)
-    boundary = None if model.boundary is None else model.boundary * scheduler.config.num_train_timesteps
+    scheduler, steps = model.schedule.scheduler, model.schedule.steps
+    model.schedule.recall(start.scheduler)
     embeddings = _cast(embeddings, model.dtype)
-    latents_bcfhw = noise_bcfhw
-    active = 0
-    # As Python numbers: asking a device which expert is next would make it wait in every step.
-    for step, (t, number) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True), start=1):
+    latents_bcfhw = start.latents_bcfhw
+    active = None
+    for step in range(start.step, steps):
         started = time.perf_counter()
-        expert = 0 if boundary is None or number >= boundary else 1
-        if expert != active:
+        t, expert = scheduler.timesteps[step], model.schedule.experts[step]
+        if active is not None and expert != active:
             # It will not be used again: from now on the other one is whole.
             reshard(model.experts[active]())
-            active = expert
+        active = expert
         timestep = _token_timesteps(t, latents_bcfhw) if model.expand_timesteps else t.expand(1)
         velocity_bcfhw = _predict(
             model.experts[expert](),
@@ -86,7 +102,8 @@ def denoise(
         )
         latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
         mesh.ranks.settle()
-        yield Step(step=step, steps=steps, latents_bcfhw=latents_bcfhw, seconds=time.perf_counter() - started)
+        after = Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=model.schedule.memory())
+        yield Step(after=after, steps=steps, seconds=time.perf_counter() - started)
 
 
 def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:

@@ -34,25 +34,29 @@ class Parts:
     """The autoencoder, on the CPU; None on all ranks but the reporter."""
 
 
-def start(row: ModelRow, folder: Path, *, flow_shift: float, mesh: Mesh) -> Parts:
-    """Begin to read the experts and the autoencoder of `row`, in the order of their use. All ranks must call it."""
+def start(row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, mesh: Mesh) -> Parts:
+    """Begin to read what the steps after `done` need of `row`, in the order of its use. All ranks must call it."""
     index = wan.read_index(row, folder)
-    scheduler = wan.load_scheduler(folder, flow_shift=flow_shift)
-    experts = [(wan.make_expert(row, folder, name), folder / name) for name in wan.expert_names(row)]
+    device = mesh.ranks.device
+    schedule = wan.load_schedule(row, folder, flow_shift=flow_shift, steps=steps, device=device)
+    names = wan.expert_names(row)
+    needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
-    for expert, _ in experts:
+    for expert in needed.values():
         _place(expert, row, mesh)
     # One thread: what is needed first is read first, with all of the disk.
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
-    first, *rest = (reader.submit(wan.read_weights, expert, path).result for expert, path in experts)
+    experts = {
+        number: reader.submit(wan.read_weights, expert, folder / names[number]).result
+        for number, expert in needed.items()
+    }
     # Long before it is used: a broken autoencoder is found before the denoising, not after it.
     vae_read = reader.submit(wan.read_weights, vae, folder / "vae").result if vae is not None else None
     reader.shutdown(wait=False)
     denoiser = wan.Denoiser(
-        experts=(first, *rest),
+        experts=experts,
         dtype=getattr(torch, row.dtype),
-        scheduler=scheduler,
-        boundary=row.boundary,
+        schedule=schedule,
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
     return Parts(denoiser=denoiser, vae=vae_read)

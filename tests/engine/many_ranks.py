@@ -69,7 +69,7 @@ def latents(model: str, inputs: dict[str, Any], models: Path, ranks: Ranks, *, p
     request = a_video_request(model, **inputs)
     row, mesh = replace(request.row, dtype=dtype), divide(ranks, plan)
     *_, last = our_steps(our_model(row, request.input, models, mesh), row, request.input, mesh)
-    return last.latents_bcfhw
+    return last.after.latents_bcfhw
 
 
 def weights_held(models: Path, ranks: Ranks, plan: Plan) -> list[tuple[float, float]]:

@@ -13,10 +13,11 @@ from engine import decode, denoise, load
 from engine.contract.models import ModelRow
 from engine.contract.plan import Plan
 from engine.contract.request import Input, Request
+from engine.latents import Run, Stages, make_latents
 from engine.mesh import Mesh, Ranks, divide
 from engine.models.wan import Denoiser
 from engine.report import Silence
-from engine.worker import Stages, make_latents
+from engine.stop import Stop
 from tests.make import a_plan, a_request, an_input
 
 ALONE = a_plan(num_processes=1, cfg=1)
@@ -36,12 +37,19 @@ def a_video_request(model: str, **inputs: Any) -> Request:
 
 def our_latents(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
-    return make_latents(request, models, mesh=divide(ranks, plan), stages=Stages(Silence()))
+    return make_latents(a_run(request, models, ranks, plan))
+
+
+def a_run(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE, **over: Any) -> Run:
+    """A run that nobody stops and that leaves no checkpoint."""
+    mesh, stages = divide(ranks, plan), Stages(Silence())
+    parts = {"mesh": mesh, "stages": stages, "stop": Stop(), "checkpoints": None, **over}
+    return Run(request=request, folder=models / request.model, **parts)
 
 
 def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
     """The model of a request, on these ranks."""
-    return load.start(row, models / row.name, flow_shift=given.flow_shift, mesh=mesh).denoiser
+    return load.start(row, models / row.name, flow_shift=given.flow_shift, steps=given.steps, mesh=mesh).denoiser
 
 
 def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
@@ -50,7 +58,8 @@ def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Itera
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative if given.guidance_scale > 1 else None)
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
-    return denoise.denoise(model, embeddings, noise, steps=given.steps, scales=(given.guidance_scale, 3.0), mesh=mesh)
+    start = denoise.Snapshot(step=0, latents_bcfhw=noise)
+    return denoise.denoise(model, embeddings, start, scales=(given.guidance_scale, 3.0), mesh=mesh)
 
 
 def ours(request: Request, models: Path, ranks: Ranks) -> Sample:

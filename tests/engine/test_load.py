@@ -65,9 +65,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 def load_all(models: Path, ranks: Ranks) -> None:
     folder = models / ROW.name
     load.load_text_parts(ROW, folder, ranks=ranks)
-    parts = load.start(ROW, folder, flow_shift=3.0, mesh=divide(ranks, ALONE))
+    parts = load.start(ROW, folder, flow_shift=3.0, steps=8, mesh=divide(ranks, ALONE))
     assert parts.vae
-    for part in (*parts.denoiser.experts, parts.vae):
+    for part in (*parts.denoiser.experts.values(), parts.vae):
         part()
 
 
