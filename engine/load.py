@@ -26,9 +26,9 @@ def load_text_parts(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> wan.Tex
     return wan.load_text_parts(row, models_dir / row.name) if ranks.is_reporter else None
 
 
-def load_vae(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> Any:
-    """The autoencoder, still on the CPU; None on all ranks but the reporter.
+def load_vae(row: ModelRow, models_dir: Path, *, ranks: Ranks, everywhere: bool = False) -> Any:
+    """The autoencoder, still on the CPU; None on all ranks but the reporter, unless it is wanted everywhere.
 
     Long before it is used: a broken file is found before the denoising, not after it.
     """
-    return wan.load_vae(models_dir / row.name) if ranks.is_reporter else None
+    return wan.load_vae(models_dir / row.name) if everywhere or ranks.is_reporter else None

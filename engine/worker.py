@@ -1,7 +1,8 @@
 """Worker: one job on one rank, from top to bottom.
 
 In: the request and the ranks. Out: artifacts in the store, the manifest last, and the events of it.
-All ranks walk the same way until the latents are finished; the rest is the reporter's.
+All ranks walk the same way until the latents are finished, and on if it takes all of them to decode; the rest is the
+reporter's.
 """
 
 import json
@@ -26,14 +27,16 @@ from engine.contract.errors import Invalid, JobFailed
 from engine.contract.job import artifact_key
 from engine.contract.models import ModelRow
 from engine.contract.plan import Plan, check, choose
-from engine.contract.request import Request
+from engine.contract.request import Input, Request
 from engine.contract.settings import Settings
 from engine.mesh import Mesh, Ranks, divide
 from engine.report import Reporter, Silence, Voice
+from engine.tiles import Tiles
 
 _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "diffusers", "transformers")
+_VIDEO, _POSTER = "video.mp4", "poster.jpg"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +66,17 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     stages = Stages(reporter)
     try:
         latents, vae = make_latents(request, Path(settings.models_dir), mesh=mesh, stages=stages)
-        # The other ranks are done: their devices are free for the next job while this one is decoded.
-        ranks.close()
-        if outlet:
-            frames = _decode(vae, latents, stages=stages)
-            manifest = _store(frames, request, plan, outlet=outlet, stages=stages)
-            reporter.close()
-            outlet.voice.completed(manifest)
+        stages.enter("decoding")
+        with tempfile.TemporaryDirectory(prefix="cinevent-") as name:
+            folder = Path(name)
+            tiles = _decode_together(vae, latents, request.row, settings=settings, ranks=ranks, folder=folder)
+            # The other ranks are done: their devices are free for the next job while this one is encoded.
+            ranks.close()
+            if outlet:
+                tile = _decode(vae, latents, request.input, tiles=tiles, folder=folder, stages=stages)
+                manifest = _store(request, plan, tile=tile, folder=folder, outlet=outlet, stages=stages)
+                reporter.close()
+                outlet.voice.completed(manifest)
     finally:
         reporter.close()
 
@@ -99,12 +106,37 @@ def make_latents(request: Request, models_dir: Path, *, mesh: Mesh, stages: "Sta
     return latents, vae
 
 
-def _decode(vae: Any, latents: torch.Tensor, *, stages: "Stages") -> np.ndarray:
-    stages.enter("decoding")
-    return decode.decode(vae, latents)
+def _decode_together(
+    vae: Any, latents: torch.Tensor, row: ModelRow, *, settings: Settings, ranks: Ranks, folder: Path
+) -> Tiles | None:
+    """Tiles from all ranks, if whole frames do not fit the reporter's device; else None, and nothing is done yet."""
+    memory = int(settings.decode_memory_gib * 2**30) or decode.memory_of(ranks.device)
+    side = ranks.share(decode.first_side(vae, latents, memory_bytes=memory) if vae else 0)
+    if not side:
+        return None
+    vae = vae or load.load_vae(row, Path(settings.models_dir), ranks=ranks, everywhere=True)
+    return decode.decode_in_tiles(vae, latents, side=side, ranks=ranks, folder=folder)
 
 
-def _store(frames: np.ndarray, request: Request, plan: Plan, *, outlet: Outlet, stages: "Stages") -> bytes:
+def _decode(
+    vae: Any, latents: torch.Tensor, given: Input, *, tiles: Tiles | None, folder: Path, stages: "Stages"
+) -> int:
+    """Write the video and the poster into `folder`, encoding each frame as it is decoded; returns the tiles' side."""
+
+    def write(chunks: Iterator[np.ndarray]) -> None:
+        mp4, poster = folder / _VIDEO, folder / _POSTER
+        sizes = {"num_frames": given.num_frames, "fps": given.fps, "crf": given.crf}
+        video.write_video(ending(chunks), mp4, poster, **sizes)
+
+    def ending(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        yield from chunks
+        # All frames are decoded; what remains is the end of the file.
+        stages.enter("encoding_video")
+
+    return decode.film(vae, latents, write, tiles=tiles, folder=folder)
+
+
+def _store(request: Request, plan: Plan, *, tile: int, folder: Path, outlet: Outlet, stages: "Stages") -> bytes:
     """Put the video, the poster and then the manifest; returns the manifest's bytes."""
     voice = outlet.voice
 
@@ -113,24 +145,26 @@ def _store(frames: np.ndarray, request: Request, plan: Plan, *, outlet: Outlet, 
         outlet.store.put(key, path, content_type=content_type)
         return Artifact.of(path.read_bytes(), key=key, content_type=content_type, facts=facts)
 
-    with tempfile.TemporaryDirectory(prefix="cinevent-") as folder:
-        stages.enter("encoding_video")
-        mp4, poster, manifest = (Path(folder) / name for name in ("video.mp4", "poster.jpg", "manifest.json"))
-        video.write_mp4(frames, mp4, fps=request.input.fps)
-        video.write_poster(frames, poster)
-        stages.enter("storing")
-        artifacts = {
-            "video": put(mp4, "video/mp4", video.probe(mp4)),
-            "poster": put(poster, "image/jpeg"),
-        }
-        body = encode(_manifest(request, plan, voice=voice, timings=stages.end(), artifacts=artifacts))
-        manifest.write_bytes(body)
-        put(manifest, "application/json")
+    stages.enter("storing")
+    artifacts = {
+        "video": put(folder / _VIDEO, "video/mp4", video.probe(folder / _VIDEO)),
+        "poster": put(folder / _POSTER, "image/jpeg"),
+    }
+    body = encode(_manifest(request, plan, tile=tile, voice=voice, timings=stages.end(), artifacts=artifacts))
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(body)
+    put(manifest, "application/json")
     return body
 
 
 def _manifest(
-    request: Request, plan: Plan, *, voice: Voice, timings: Mapping[str, float], artifacts: Mapping[str, Artifact]
+    request: Request,
+    plan: Plan,
+    *,
+    tile: int,
+    voice: Voice,
+    timings: Mapping[str, float],
+    artifacts: Mapping[str, Artifact],
 ) -> Manifest:
     return Manifest(
         key=artifact_key(voice.tenant, voice.job, voice.attempt, "manifest.json"),
@@ -140,6 +174,7 @@ def _manifest(
         request=request.to_json(),
         seed=request.input.seed,
         plan=plan,
+        tile=tile,
         versions={"python": python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
         timings=timings,
         artifacts=artifacts,

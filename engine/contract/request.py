@@ -27,7 +27,7 @@ _DEADLINE_S = 6 * 3600
 # A week: longer than any real job, short enough that a forgotten one ends.
 DEADLINE_MAX_S = 7 * 24 * 3600
 SEED_MAX = 2**32 - 1
-# x264's scale. 18 looks like the frames themselves. Not 0: that is lossless, in an H.264 profile which no browser plays.
+# x264's scale; 18 looks like the frames themselves. Not 0: that is lossless, in an H.264 profile that browsers lack.
 CRF = Limits(low=1, high=51, default=18)
 
 
