@@ -28,8 +28,8 @@ _POSTER_QUALITY = 85
 def write_video(chunks: Iterable[np.ndarray], mp4: Path, poster: Path, *, num_frames: int, fps: int, crf: int) -> None:
     """Write chunks ([f, H, W, 3], uint8) as H.264 in yuv420p, with the index before the data; and the middle frame.
 
-    Frames are taken as they are encoded, and none is kept. The poster is the middle one: the first is often the least
-    telling.
+    Frames are taken as they are encoded; none is kept but the few that x264 looks at together. The poster is the middle
+    one: the first is often the least telling.
     """
     frames = chain.from_iterable(chunks)
     first = next(frames)

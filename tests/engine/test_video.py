@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.video import probe, write_video
@@ -98,6 +99,18 @@ def test_frames_are_encoded_as_they_come_and_not_kept(tmp_path: Path) -> None:
     assert len(alive) == 30
     # The chunk that was just encoded, and the first one.
     assert max(alive) <= 2
+
+
+def test_a_video_that_broke_off_is_written_anew_as_if_nothing_had_been(mp4: Path) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield some_frames(6)
+        raise torch.OutOfMemoryError("too large")
+
+    whole, sizes = mp4.read_bytes(), {"num_frames": 9, "fps": 8, "crf": 18}
+    with pytest.raises(torch.OutOfMemoryError):
+        write_video(broken(), mp4, mp4.with_suffix(".jpg"), **sizes)
+    write_video([some_frames()], mp4, mp4.with_suffix(".jpg"), **sizes)
+    assert mp4.read_bytes() == whole
 
 
 def test_a_lower_crf_keeps_more_and_plays_in_the_same_browsers(tmp_path: Path) -> None:
