@@ -29,6 +29,7 @@ _MEANING = {
     "guidance_scale_2": "the same, of the low-noise expert; `guidance_scale` is then of the other",
     "flow_shift": "where on the noise schedule the steps lie",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
+    "crf": "how much the mp4 may lose: less is finer and larger",
 }
 _OPTION_MEANING = {
     "priority": "who starts first; while all three wait, six to three to one, so that none waits for ever",

@@ -64,6 +64,8 @@ class Manifest:
     """Seconds per stage."""
     artifacts: Mapping[str, Artifact]
     """By name: video, poster."""
+    tile: int = 0
+    """Side in pixels of the tiles it was decoded in, which change the picture; 0: whole frames."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object."""

@@ -13,6 +13,8 @@ from engine.contract.job import is_tenant
 
 # A source waits 60 s for notify's answer; a delivery that takes longer would be sent twice.
 _WEBHOOK_TIMEOUT_MAX_S = 45.0
+# More than any device has: a number in bytes instead of gibibytes is found.
+_MEMORY_MAX_GIB = 1e6
 
 
 def _env(default: Any, doc: str) -> Any:
@@ -50,6 +52,9 @@ class Settings:
     webhook_secret: str = _env("", "Signing secret of webhooks, whsec_ and base64 (Standard Webhooks).")
     webhook_timeout_s: float = _env(15.0, "Longest time that one delivery may take.")
     public_url: str = _env("http://127.0.0.1:8080", "Address of submit as its users see it; links start with it.")
+    decode_memory_gib: float = _env(
+        0.0, "Engine: memory that decoding may plan with; frames that need more are tiled. 0: that of the device."
+    )
     job: str = _env("", "Engine: the job of this run. Set by the launcher.")
     attempt: int = _env(1, "Engine: the attempt of this run. Set by the launcher.")
     plan: str = _env("", "Engine: the plan of this run as JSON. Set by the launcher.")
@@ -114,6 +119,9 @@ def _rules(settings: Settings) -> list[Problem]:
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
         )
         problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
+    if not 0 <= settings.decode_memory_gib < _MEMORY_MAX_GIB:
+        message = f"{settings.decode_memory_gib:g} is not a memory; allowed: 0 to {_MEMORY_MAX_GIB:g}"
+        problems.append(Problem(pointer=env_name("decode_memory_gib"), rule="range", message=message))
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
         problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))

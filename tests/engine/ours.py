@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from engine import decode, denoise, load
 from engine.contract.models import ModelRow
@@ -18,6 +19,7 @@ from engine.mesh import Mesh, Ranks, divide
 from engine.models.wan import Denoiser
 from engine.report import Silence
 from engine.stop import Stop
+from engine.tiles import Tiles
 from tests.make import a_plan, a_request, an_input
 
 ALONE = a_plan(num_processes=1, cfg=1)
@@ -65,10 +67,38 @@ def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Itera
 def ours(request: Request, models: Path, ranks: Ranks) -> Sample:
     """What the engine makes of a request."""
     latents, vae = our_latents(request, models, ranks)
-    return Sample(latents=latents, frames=decode.decode(vae, latents))
+    return Sample(latents=latents, frames=np.concatenate(list(decode.decode(vae, latents))))
 
 
 def torchrun(num_processes: int, *arguments: str) -> list[str]:
     """The command line of `num_processes` ranks on this machine."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0")
     return [*launch, f"--nproc-per-node={num_processes}", *arguments]
+
+
+def some_latents(vae: Any, height: int, width: int, num_frames: int = 5) -> torch.Tensor:
+    """Latents of a video of this size, the same ones on every call."""
+    ratio = vae.spatial_compression_ratio
+    shape = (1, vae.config.z_dim, (num_frames - 1) // 4 + 1, height // ratio, width // ratio)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def limit_memory(vae: Any, *, pixels: int, after: int = 0) -> None:
+    """A device with memory for frames of `pixels`; larger ones fail, the first `after` of them excepted."""
+    num_larger = 0
+
+    def refuse(_decoder: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal num_larger
+        height, width = inputs[0].shape[-2:]
+        if height * width * vae.spatial_compression_ratio**2 > pixels:
+            num_larger += 1
+            if num_larger > after:
+                raise torch.OutOfMemoryError(f"{height} x {width} cells are too many")
+
+    vae.decoder.register_forward_pre_hook(refuse)
+
+
+def tiled_pixels(vae: Any, tiles: Tiles) -> torch.Tensor:
+    """The video of these tiles, in the form of AutoencoderKLWan.decode."""
+    pixels = torch.cat(list(tiles.blended(vae)), dim=2)
+    return (unpatchify(pixels, vae.config.patch_size) if vae.config.patch_size else pixels).clamp(-1, 1)

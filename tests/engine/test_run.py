@@ -14,13 +14,16 @@ from typing import Any
 import av
 import pytest
 
+from engine import decode, video
 from engine.adapters.bus import Bus
 from engine.adapters.history import History
 from engine.adapters.store import DirStore
 from engine.contract.job import Job, State, artifact_key, new_id
 from engine.contract.request import Request
+from engine.contract.schemas import STAGES
 from engine.contract.settings import Settings, env_name
-from tests.engine.ours import a_video_request, torchrun
+from engine.mesh import Ranks
+from tests.engine.ours import a_video_request, our_latents, torchrun
 from tests.make import PROMPT, TENANT, an_event
 from tests.servers import Child, NatsServer, child
 
@@ -131,6 +134,31 @@ def test_the_manifest_is_enough_to_make_the_video_again(place: Place, ended: dic
     assert Request.from_json(manifest["request"]) == REQUEST
     assert (manifest["seed"], manifest["plan"]["cfg"], manifest["plan"]["num_processes"]) == (7, 2, 2)
     assert {"python", "torch", "diffusers", "transformers"} == set(manifest["versions"])
+    assert manifest["tile"] == 0
+
+
+def test_the_stages_are_entered_in_their_order(place: Place, ended: dict[str, Ended]) -> None:
+    manifest = json.loads(place.artifact(ended["alone"].job, "manifest.json"))
+    assert list(manifest["timings"]) == list(STAGES)
+
+
+def test_frames_that_do_not_fit_are_decoded_in_tiles_by_all_ranks(
+    place: Place, models: Path, ranks: Ranks, tmp_path: Path
+) -> None:
+    request = a_video_request("tiny-ti2v", width=160, height=32, steps=2, fps=12, crf=30)
+    job = place.accept(request)
+    with place.run(job, PAIR, tmp_path / "log", decode_memory_gib=0.001) as run:
+        assert run.process.wait(timeout=100) == 0, run.log.read_text()
+    latents, vae = our_latents(request, models, ranks)
+    tiles = decode.decode_in_tiles(vae, latents, side=128, ranks=ranks, folder=tmp_path)
+    mp4, sizes = tmp_path / "video.mp4", {"num_frames": 5, "fps": 12, "crf": 30}
+
+    def write(chunks: Iterator[Any]) -> None:
+        video.write_video(chunks, mp4, tmp_path / "poster.jpg", **sizes)
+
+    decode.film(vae, latents, write, tiles=tiles, folder=tmp_path)
+    assert place.artifact(job, "video.mp4") == mp4.read_bytes()
+    assert json.loads(place.artifact(job, "manifest.json"))["tile"] == 128
 
 
 def test_progress_is_told_stage_by_stage_and_never_falls(place: Place, ended: dict[str, Ended]) -> None:
