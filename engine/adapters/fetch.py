@@ -96,9 +96,7 @@ def _sums(bucket: Bucket, listed: Mapping[str, Object], address: str) -> dict[st
     """The checksums that whoever uploaded the files wrote beside them; empty if nobody did."""
     if (item := listed.get(SUMS)) is None:
         return {}
-    text = (
-        _patiently(lambda: b"".join(bucket.read(item, offset=0, num_bytes=item.size_bytes))) if item.size_bytes else b""
-    )
+    text = _patiently(lambda: b"".join(bucket.read(item, offset=0, num_bytes=item.size_bytes)))
     try:
         sums = read_sums(text.decode())
     except ValueError as error:
@@ -118,11 +116,11 @@ def remove_others(folder: Path, names: Collection[str]) -> None:
 def make_room(folder: Path, num_bytes: int, *, reserve_bytes: int) -> None:
     """Raises JobFailed unless `folder` can grow to this size."""
     there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if num_bytes - there > free - reserve_bytes:
+    needed, free = num_bytes - there, shutil.disk_usage(folder).free
+    if needed > max(0, free - reserve_bytes):
         raise _failed(
-            f"the disk of {folder.parent} has {free / 1e9:.1f} GB free; {(num_bytes - there) / 1e9:.1f} GB are needed,"
-            f" and {reserve_bytes / 1e9:.1f} GB must stay free: make room, or set CINEVENT_MODELS_DIR to another disk"
+            f"the disk of {folder.parent} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed, and"
+            f" {reserve_bytes / 1e9:.1f} GB must stay free: make room, or set CINEVENT_MODELS_DIR to another disk"
         )
 
 
@@ -192,7 +190,7 @@ class _Fetch:
         """The part is on the disk, and if it was the file's last, the file is right; returns the part's size."""
         path = part.copy.path
         with writing(path):
-            if part.num_bytes and not self._journal.has(part.name, path, offset=part.offset, num_bytes=part.num_bytes):
+            if not self._journal.has(part.name, path, offset=part.offset, num_bytes=part.num_bytes):
                 _patiently(lambda: self._read(part))
             if part.copy.is_whole():
                 self._check(part.copy)
@@ -203,11 +201,11 @@ class _Fetch:
         with part.copy.path.open("r+b") as file:
             file.seek(part.offset)
             for chunk in self._bucket.read(part.copy.item, offset=part.offset, num_bytes=part.num_bytes):
-                if self._stop.is_set() or time.monotonic() > deadline:
-                    raise Unavailable(
-                        f"{part.copy.path}: a part did not come within {_PART_TIMEOUT_S:g} s",
-                        retry_after_s=_WAITS_S[-1],
-                    )
+                if self._stop.is_set():
+                    raise _Stopped(f"{part.copy.path} is not needed any more", retry_after_s=_WAITS_S[-1])
+                if time.monotonic() > deadline:
+                    why = f"{part.copy.path}: a part did not come within {_PART_TIMEOUT_S:g} s"
+                    raise Unavailable(why, retry_after_s=_WAITS_S[-1])
                 file.write(chunk)
                 value = zlib.crc32(chunk, value)
         self._journal.add(part.name, value)

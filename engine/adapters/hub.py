@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ def fetch_from_hub(repo: Repo, into: Path, *, reserve_bytes: int, patience_s: fl
 def _watch(child: "subprocess.Popen[str]", into: Path, *, patience_s: float, turn: Turn) -> int:
     seen, since = 0, time.monotonic()
     while (status := child.poll()) is None:
-        done = sum(path.stat().st_blocks * 512 for path in _files(into))
+        done = _num_bytes(into)
         if done > seen:
             seen, since = done, time.monotonic()
             turn.tell(done, 0)
@@ -75,9 +76,14 @@ def _watch(child: "subprocess.Popen[str]", into: Path, *, patience_s: float, tur
     return status
 
 
-def _files(folder: Path) -> list[Path]:
-    """Those that are still there a moment later: a download ends with a change of its file's name."""
-    return [path for path in folder.rglob("*") if path.is_file()]
+def _num_bytes(folder: Path) -> int:
+    """On the disk; a file or folder that is gone a moment later has none."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(at, name).stat().st_blocks * 512
+    return total
 
 
 def main(arguments: list[str]) -> int:

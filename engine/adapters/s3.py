@@ -89,6 +89,8 @@ class Bucket:
 
     def read(self, item: Object, *, offset: int, num_bytes: int) -> Iterator[bytes]:
         """These bytes of this very version, chunk by chunk. Raises Changed, Unavailable."""
+        if not num_bytes:
+            return
         where = {"Bucket": self.name, "Key": item.key, "IfMatch": item.etag}
         with _unchanged(item, self.name):
             answer = self._client.get_object(**where, Range=f"bytes={offset}-{offset + num_bytes - 1}")

@@ -73,7 +73,7 @@ def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, rule:
     assert problems({variable: value}) == [(variable, rule)]
 
 
-@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/prefix", "hub", "hub@main", "hub@refs/pr/4"])
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/prefix", "hub", "hub@refs/pr/4"])
 def test_places_of_models_are_accepted(url: str) -> None:
     assert Settings.read({"CINEVENT_MODELS_URL": url}).models_url == url
 
