@@ -96,7 +96,7 @@ def _sums(bucket: Bucket, listed: Mapping[str, Object], address: str) -> dict[st
     """The checksums that whoever uploaded the files wrote beside them; empty if nobody did."""
     if (item := listed.get(SUMS)) is None:
         return {}
-    text = _patiently(lambda: b"".join(bucket.read(item, offset=0, num_bytes=item.size_bytes)))
+    text = _patiently(lambda: b"".join(bucket.read(item, offset=0, num_bytes=item.size_bytes)), threading.Event())
     try:
         sums = read_sums(text.decode())
     except ValueError as error:
@@ -191,7 +191,7 @@ class _Fetch:
         path = part.copy.path
         with writing(path):
             if not self._journal.has(part.name, path, offset=part.offset, num_bytes=part.num_bytes):
-                _patiently(lambda: self._read(part))
+                _patiently(lambda: self._read(part), self._stop)
             if part.copy.is_whole():
                 self._check(part.copy)
         return part.num_bytes
@@ -226,7 +226,7 @@ class _Fetch:
             os.fsync(file.fileno())
 
 
-def _patiently(read: Callable[[], _T]) -> _T:
+def _patiently(read: Callable[[], _T], stop: threading.Event) -> _T:
     """What `read` returns, tried again when that may help. Raises what the last try raised."""
     for wait_s in _WAITS_S:
         try:
@@ -235,7 +235,7 @@ def _patiently(read: Callable[[], _T]) -> _T:
             raise
         except Unavailable as error:
             _log.warning("%s; once more in %g s", error, wait_s)
-            time.sleep(wait_s)
+            stop.wait(wait_s)
     return read()
 
 
