@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from engine import decode, load, video
+from engine.adapters import weights
 from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
 from engine.contract.artifact import Artifact, Manifest, encode
@@ -77,10 +78,12 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
         outlet.voice.started(world_size=ranks.world_size)
     reporter = Reporter(outlet.voice, steps=request.input.steps) if outlet else Silence()
     stages = Stages(reporter)
-    folder = Path(settings.models_dir) / request.row.name
-    checkpoints = _checkpoints(request, folder, settings=settings, outlet=outlet)
-    run = Run(request=request, folder=folder, mesh=mesh, stages=stages, stop=stop, checkpoints=checkpoints)
+    checkpoints = None
     try:
+        # Told as progress as long as bytes arrive: a long fetch is no stall.
+        folder = weights.ensure(request.row, settings, told=lambda *_: reporter.stage("loading"))
+        checkpoints = _checkpoints(request, folder, settings=settings, outlet=outlet)
+        run = Run(request=request, folder=folder, mesh=mesh, stages=stages, stop=stop, checkpoints=checkpoints)
         latents, vae = make_latents(run)
         stages.enter("decoding")
         with tempfile.TemporaryDirectory(prefix="cinevent-") as name:

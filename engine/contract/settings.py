@@ -3,6 +3,7 @@
 `Settings.read(os.environ)` is called once, at the top of a process. docs/settings.md is generated from this file.
 """
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,7 @@ from engine.contract.job import is_tenant
 _WEBHOOK_TIMEOUT_MAX_S = 45.0
 # More than any device has: a number in bytes instead of gibibytes is found.
 _MEMORY_MAX_GIB = 1e6
+_MODELS_URL = re.compile(r"|s3://[^/]+(/.*)?|hub(@[^@\s]+)?")
 
 
 def _env(default: Any, doc: str) -> Any:
@@ -34,6 +36,11 @@ class Settings:
     )
     s3_endpoint: str = _env("", "Address of an S3 service other than AWS; empty: AWS.")
     models_dir: str = _env(".cinevent/models", "Folder with one diffusers folder per model, named after the model.")
+    models_url: str = _env(
+        "",
+        "Where a model that CINEVENT_MODELS_DIR lacks is fetched from: s3://BUCKET/PREFIX with one folder per model, or"
+        " hub or hub@REVISION for the Hugging Face hub; empty: nowhere. [models.md](models.md) says more.",
+    )
     tenant: str = _env("default", "Tenant of every request; there are no credentials yet that could name one.")
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
@@ -128,6 +135,9 @@ def _rules(settings: Settings) -> list[Problem]:
     if not settings.store_url.startswith(("file:", "s3://")):
         message = f"{settings.store_url!r} is not a store; allowed: file:DIRECTORY or s3://BUCKET/PREFIX"
         problems.append(Problem(pointer=env_name("store_url"), rule="scheme", message=message))
+    if not _MODELS_URL.fullmatch(settings.models_url):
+        message = f"{settings.models_url!r} has no models; allowed: s3://BUCKET/PREFIX, hub, hub@REVISION, or nothing"
+        problems.append(Problem(pointer=env_name("models_url"), rule="scheme", message=message))
     try:
         shlex.split(settings.engine_command)
     except ValueError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import boto3
 import pytest
 
 from engine import decode, video
@@ -29,6 +30,7 @@ from tests.servers import Child, NatsServer, child
 
 ALONE = [sys.executable, "-m", "engine"]
 PAIR = torchrun(2, "-m", "engine")
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 # Dozens of steps, so that there is progress to tell between the first and the last.
 REQUEST = a_video_request("tiny-t2v", num_frames=9, steps=40)
 
@@ -82,14 +84,20 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(place: Place, models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Three runs side by side, most of whose time is imports: one process, two ranks, two ranks with a cut file."""
+def ended(place: Place, models: Path, s3_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Three runs side by side, most of whose time is imports.
+
+    One process; two ranks that fetch their weights from a bucket; two ranks with a cut file.
+    """
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(models, folder / "cut")
     # The autoencoder: only one of the ranks reads it, the other waits for that one.
     file = folder / "cut" / "tiny-t2v" / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    runs = {"alone": (ALONE, {}), "pair": (PAIR, {}), "cut": (PAIR, {"models_dir": folder / "cut"})}
+    upload(models / "tiny-t2v", s3_address)
+    bucket = {"models_url": "s3://engine/models", "models_dir": folder / "cache", "s3_endpoint": s3_address}
+    keys = ["env", *(f"{name}={value}" for name, value in KEYS.items())]
+    runs = {"alone": (ALONE, {}), "pair": ([*keys, *PAIR], bucket), "cut": (PAIR, {"models_dir": folder / "cut"})}
     jobs = {name: place.accept() for name in runs}
     started = time.monotonic()
     with ExitStack() as closing:
@@ -101,6 +109,15 @@ def ended(place: Place, models: Path, tmp_path_factory: pytest.TempPathFactory) 
             name: Ended(jobs[name], run.process.wait(timeout=100), run.log.read_text(), time.monotonic() - started)
             for name, run in children.items()
         }
+
+
+def upload(model: Path, address: str) -> None:
+    session = boto3.Session(*list(KEYS.values())[:2], region_name=KEYS["AWS_DEFAULT_REGION"])
+    client = session.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="engine")
+    for path in model.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "engine", f"models/tiny-t2v/{path.relative_to(model)}")
 
 
 @pytest.mark.parametrize("name", ["alone", "pair"])
@@ -122,6 +139,10 @@ def test_the_video_is_as_the_request_wants_it(place: Place, ended: dict[str, End
     assert [facts[name] for name in ("width", "height", "num_frames", "fps")] == [64, 64, 9, 8]
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == 9
+
+
+def test_the_ranks_of_a_node_fetch_their_weights_once(ended: dict[str, Ended]) -> None:
+    assert ended["pair"].log.count("tiny-t2v was fetched in") == 1
 
 
 def test_one_process_and_two_ranks_make_the_same_bytes(place: Place, ended: dict[str, Ended]) -> None:
