@@ -66,7 +66,7 @@ def measure(name: str, models: Path) -> float:
 def ours(name: str, models: Path) -> Callable[[], torch.Tensor]:
     row = CATALOG[name]
     ranks = join(rank=0, local_rank=0, world_size=1, num_threads=1)
-    mesh = divide(ranks, choose(row, num_nodes=1, num_processes=1), num_tokens=row.num_tokens(**SIZE))
+    mesh = divide(ranks, choose(row, num_nodes=1, num_processes=1, **SIZE), num_tokens=row.num_tokens(**SIZE))
     model = load.load_denoiser(row, models, flow_shift=SHIFT, mesh=mesh)
     parts = load.load_text_parts(row, models, ranks=ranks)
 

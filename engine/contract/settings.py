@@ -36,6 +36,10 @@ class Settings:
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
     num_processes: int = _env(1, "Processes per node: its GPUs, or 1 to 2 without any.")
+    gpu_memory_gib: float = _env(
+        0.0,
+        "Memory of one GPU in GiB; a job that cannot fit is refused before a GPU is asked for; 0: not checked.",
+    )
     max_runs: int = _env(1, "Runs at one time; further jobs wait in the queue.")
     check_interval_s: float = _env(
         30.0, "Time between two looks at a running job. Shorter finds a dead run sooner and costs one request each."
@@ -109,6 +113,9 @@ def _rules(settings: Settings) -> list[Problem]:
     if settings.checkpoint_interval_s < 0:
         message = f"{settings.checkpoint_interval_s:g} is less than 0; allowed: seconds, or 0 for no checkpoints"
         problems.append(Problem(pointer=env_name("checkpoint_interval_s"), rule="minimum", message=message))
+    if not settings.gpu_memory_gib >= 0:
+        message = f"{settings.gpu_memory_gib} is less than 0, which stands for unknown"
+        problems.append(Problem(pointer=env_name("gpu_memory_gib"), rule="minimum", message=message))
     if settings.webhook_timeout_s > _WEBHOOK_TIMEOUT_MAX_S:
         message = (
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"

@@ -58,6 +58,8 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_MAX_RUNS", "0", "positive"),
         ("CINEVENT_NUM_NODES", "-1", "positive"),
         ("CINEVENT_STALL_S", "nan", "positive"),
+        ("CINEVENT_GPU_MEMORY_GIB", "-1", "minimum"),
+        ("CINEVENT_GPU_MEMORY_GIB", "nan", "minimum"),
         ("CINEVENT_WEBHOOK_TIMEOUT_S", "60", "maximum"),
         ("CINEVENT_TENANT", "Team", "tenant"),
         ("CINEVENT_TENANT", "dead", "tenant"),
