@@ -49,7 +49,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "attempt": 1,
         "launcher": "local",
         "run": run_name(JOB, 1),
-        "plan": choose(CATALOG["wan2.2-t2v-a14b"], num_nodes=1, num_processes=8).to_json(),
+        "plan": choose(
+            CATALOG["wan2.2-t2v-a14b"], num_nodes=1, num_processes=8, width=1280, height=720, num_frames=81
+        ).to_json(),
     },
     "started": {"attempt": 1, "world_size": 8},
     "progress": {

@@ -25,7 +25,6 @@ from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
 from engine.contract.artifact import Artifact, Manifest, encode
 from engine.contract.errors import Invalid, JobFailed
-from engine.contract.models import ModelRow
 from engine.contract.plan import Plan, check, choose
 from engine.contract.request import Request
 from engine.contract.settings import Settings
@@ -63,9 +62,7 @@ def work(request: Request, *, settings: Settings, ranks: Ranks, outlet: Outlet |
     """
     try:
         with _memory_errors():
-            _make(
-                request, _plan(settings, request.row, ranks), settings=settings, ranks=ranks, outlet=outlet, stop=stop
-            )
+            _make(request, _plan(settings, request, ranks), settings=settings, ranks=ranks, outlet=outlet, stop=stop)
     except Stopped as stopped:
         if outlet and stopped.why is Why.DRAIN:
             outlet.voice.drained()
@@ -175,13 +172,22 @@ def _manifest(run: Run, *, tile: int, outlet: Outlet, artifacts: Mapping[str, Ar
     )
 
 
-def _plan(settings: Settings, row: ModelRow, ranks: Ranks) -> Plan:
+def _plan(settings: Settings, request: Request, ranks: Ranks) -> Plan:
     """The launcher's plan; without one, that of this many processes on one node."""
     try:
         if not settings.plan:
-            return choose(row, num_nodes=1, num_processes=ranks.world_size)
+            given = request.input
+            return choose(
+                request.row,
+                num_nodes=1,
+                num_processes=ranks.world_size,
+                width=given.width,
+                height=given.height,
+                num_frames=given.num_frames,
+                gpu_memory_gib=settings.gpu_memory_gib,
+            )
         plan = Plan.from_json(json.loads(settings.plan))
-        check(plan, row)
+        check(plan, request.row)
         return plan
     except (ValueError, TypeError) as error:
         raise JobFailed("plan_invalid", f"CINEVENT_PLAN is no plan: {error}", retryable=False) from error

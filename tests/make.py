@@ -33,7 +33,15 @@ def a_request(**over: Any) -> Request:
 
 def a_plan(**over: Any) -> Plan:
     """Two processes on one node."""
-    degrees = {"num_nodes": 1, "num_processes": 2, "cfg": 2, "ring": 1, "ulysses": 1, "shard": 1}
+    degrees: dict[str, Any] = {
+        "num_nodes": 1,
+        "num_processes": 2,
+        "cfg": 2,
+        "ring": 1,
+        "ulysses": 1,
+        "shard": 1,
+        "reshard": False,
+    }
     return Plan(**{**degrees, **over})
 
 

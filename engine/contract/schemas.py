@@ -35,8 +35,11 @@ _PLAN = {
     "type": "object",
     "description": "how the processes share the work",
     "properties": {
-        name: {"type": "integer", "minimum": 1}
-        for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
+        **{
+            name: {"type": "integer", "minimum": 1}
+            for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
+        },
+        "reshard": {"type": "boolean", "description": "weights are gathered layer by layer; absent: no"},
     },
 }
 
