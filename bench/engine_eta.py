@@ -124,7 +124,7 @@ def cpu_seconds() -> float:
 
 
 def record(runs: list[Run], folder: Path) -> None:
-    """Every stage and step with its time, from the log: events have only the newest."""
+    """Every stage, step and part with its time, from the log: events have only the newest."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(runs, start=1):
         assert run.pace
@@ -135,12 +135,15 @@ def record(runs: list[Run], folder: Path) -> None:
 
 
 def steps_and_stages(run: Run) -> Iterator[list[Any]]:
-    for when, word, seconds in re.findall(r"^(\S+ \S+) INFO rank 0 (.*) took ([\d.]+) s$", run.log, re.MULTILINE):
+    line = r"^(\S+ \S+) INFO rank 0 (\S+)(?: (\d+)/\d+)? (?:took ([\d.]+) s|is ([\d.]+) % done)$"
+    for when, what, step, seconds, percent in re.findall(line, run.log, re.MULTILINE):
         at_s = time.mktime(time.strptime(when[:19], "%Y-%m-%d %H:%M:%S")) + int(when[20:]) / 1000 - run.began
-        if word in STAGES[:-1]:
-            yield [round(at_s, 3), "stage", STAGES[STAGES.index(word) + 1]]
-        elif word.startswith("step "):
-            yield [round(at_s, 3), int(word.removeprefix("step ").partition("/")[0]), float(seconds)]
+        if percent:
+            yield [round(at_s, 3), "part", float(percent) / 100]
+        elif step:
+            yield [round(at_s, 3), int(step), float(seconds)]
+        elif what in STAGES[:-1]:
+            yield [round(at_s, 3), "stage", STAGES[STAGES.index(what) + 1]]
 
 
 def events(bus: Bus, stream: str, job: str) -> list[dict[str, Any]]:

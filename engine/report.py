@@ -82,6 +82,7 @@ class Reporter:
             self._progress.part(share, seconds=time.monotonic() - self._since)
             self._has_news = True
             self._change.notify()
+        _log.info("%s is %.1f %% done", self._stage, 100 * share)
 
     def close(self) -> None:
         """Say no more; what is on its way may still arrive."""

@@ -161,8 +161,18 @@ def replayed(path: Path) -> tuple[list[tuple[float, dict[str, Any]]], float]:
     """What Progress says after each recorded call, when, and when the run really ended."""
     run = json.loads(path.read_text())
     progress = Progress(Work(**run["work"]), Pace(seconds_per_unit=run["seconds_per_unit"]))
-    calls = [(at_s, told(progress, [(first, second)])[-1]) for at_s, first, second in run["calls"]]
-    return calls, run["end_s"]
+    words = []
+    since = 0.0
+    for at_s, what, value in run["calls"]:
+        if what == "stage":
+            since = at_s
+            progress.stage(value)
+        elif what == "part":
+            progress.part(value, seconds=at_s - since)
+        else:
+            progress.step(what, seconds=value)
+        words.append((at_s, progress.data()))
+    return words, run["end_s"]
 
 
 def error_at_half_way(words: list[tuple[float, dict[str, Any]]], end_s: float) -> float:
