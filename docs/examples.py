@@ -62,6 +62,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "percent": 31.75,
         "eta_s": 218.4,
         "seconds_per_step": 6.0,
+        "peak_memory_bytes": 61_203_283_968,
+        "preview": {"key": artifact_key(TENANT, JOB, 1, "preview.jpg"), "step": 10, "size_bytes": 9_402},
     },
     "drained": {"attempt": 1, "drains": 1},
     "retrying": {

@@ -30,9 +30,13 @@ from engine.contract.request import Request
 from engine.contract.settings import Settings
 from engine.latents import Run, Stages, make_latents
 from engine.mesh import Ranks, divide
-from engine.report import Reporter, Silence, Voice
+from engine.pace import Work, pace_key
+from engine.paces import Paces
+from engine.preview import Previews
+from engine.report import Reporter, Silence
 from engine.stop import Stop, Stopped, Why
 from engine.tiles import Tiles
+from engine.voice import Voice
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class Outlet:
     """The folder in the store, with its slash; empty for the store itself."""
     checkpoints: str
     """The folder in the store."""
+    paces: str
+    """The folder in the store; all jobs of a tenant have the same."""
 
 
 def work(request: Request, *, settings: Settings, ranks: Ranks, outlet: Outlet | None, stop: Stop) -> None:
@@ -73,7 +79,7 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     mesh = divide(ranks, plan)
     if outlet:
         outlet.voice.started(world_size=ranks.world_size)
-    reporter = Reporter(outlet.voice, steps=request.input.steps) if outlet else Silence()
+    reporter = _reporter(request, ranks=ranks, outlet=outlet)
     stages = Stages(reporter)
     checkpoints = None
     try:
@@ -95,10 +101,24 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
                     checkpoints.clear()
                 reporter.close()
                 outlet.voice.completed(manifest)
+                reporter.remember()
     finally:
         reporter.close()
         if checkpoints:
             checkpoints.close()
+
+
+def _reporter(request: Request, *, ranks: Ranks, outlet: Outlet | None) -> Reporter | Silence:
+    if outlet is None:
+        return Silence()
+    work = Work.of(request, world_size=ranks.world_size)
+    return Reporter(
+        outlet.voice,
+        work=work,
+        paces=Paces(outlet.store, pace_key(outlet.paces, work)),
+        previews=Previews(outlet.store, f"{outlet.artifacts}preview.jpg"),
+        device=ranks.device,
+    )
 
 
 def _checkpoints(request: Request, folder: Path, *, settings: Settings, outlet: Outlet | None) -> Checkpoints | None:
@@ -126,10 +146,14 @@ def _decode(vae: Any, latents: torch.Tensor, run: Run, *, tiles: Tiles | None, f
     def write(chunks: Iterator[np.ndarray]) -> None:
         mp4, poster = folder / _VIDEO, folder / _POSTER
         sizes = {"num_frames": given.num_frames, "fps": given.fps, "crf": given.crf}
-        video.write_video(ending(chunks), mp4, poster, **sizes)
+        video.write_video(told(chunks), mp4, poster, **sizes)
 
-    def ending(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        yield from chunks
+    def told(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            run.stages.reporter.part(done / given.num_frames)
         # All frames are decoded; what remains is the end of the file.
         run.stages.enter("encoding_video")
 

@@ -90,6 +90,22 @@ _DATA: dict[str, dict[str, Any]] = {
         "percent": {"type": "number", "minimum": 0, "maximum": 100, "description": "never falls within an attempt"},
         "eta_s": {"type": ["number", "null"], "minimum": 0, "description": "seconds to the end; null while unknown"},
         "seconds_per_step": {"type": ["number", "null"], "minimum": 0, "description": "null before the first"},
+        "peak_memory_bytes": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "the most memory so far of the rank that reports: of its GPU, or of the process without one",
+        },
+        "preview": {
+            "type": "object",
+            "required": ["key", "step", "size_bytes"],
+            "properties": {
+                "key": {"type": "string"},
+                "step": {"type": "integer", "minimum": 1},
+                "size_bytes": {"type": "integer", "minimum": 0},
+            },
+            "description": "a small JPEG of the unfinished video: its `key` in the store, where a newer one replaces "
+            "it, the `step` that it shows, its `size_bytes`",
+        },
     },
     "drained": {
         "attempt": _ATTEMPT,
@@ -118,6 +134,9 @@ _DATA: dict[str, dict[str, Any]] = {
     "cancelled": {"attempt": _LAST_ATTEMPT},
     "check": {},
 }
+
+# Fields that a reader must do without: older engines do not say them, and the first events of a run cannot.
+_OPTIONAL = {"progress": ("peak_memory_bytes", "preview")}
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -152,7 +171,7 @@ def _published(name: str) -> dict[str, Any]:
         "title": f"io.cinevent.job.{name}.v1",
         "description": EVENTS[name].promise,
         "type": "object",
-        "required": list(properties),
+        "required": [field for field in properties if field not in _OPTIONAL.get(name, ())],
         "properties": properties,
     }
     return _with_head(f"job.{name}.v1.json", body)
