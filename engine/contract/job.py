@@ -121,6 +121,11 @@ def artifact_key(tenant: str, job: str, attempt: int, name: str) -> str:
     return f"{tenant}/{job}/a{attempt}/{name}"
 
 
+def upload_key(tenant: str, name: str) -> str:
+    """Where an upload is in the store; no job id reads like this folder."""
+    return f"{tenant}/uploads/{name}"
+
+
 def fold(events: Iterable[tuple[int, Event]]) -> Job | None:
     """The state after these (stream sequence, event) pairs, in log order; None without a `requested` event.
 
