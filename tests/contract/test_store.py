@@ -129,6 +129,17 @@ class TestStore:
             with pytest.raises(NotFound, match=key):
                 read(key)
 
+    def test_what_was_put_exists(self, store: Store, file: Callable[[bytes], Path]) -> None:
+        store.put(KEY, file(b""), content_type="video/mp4")
+
+        assert store.exists(KEY)
+
+    @pytest.mark.parametrize("key", [KEY, "default", "default/j1", "other", "../file", "", "/etc/passwd"])
+    def test_nothing_else_exists(self, store: Store, file: Callable[[bytes], Path], key: str) -> None:
+        store.put(KEY + ".json", file(b"{}"), content_type="application/json")
+
+        assert not store.exists(key)
+
     @pytest.mark.parametrize("key", ["../file", "default/../../file", "/etc/passwd", "", "default//x", "./x", ".."])
     def test_a_key_that_leads_elsewhere_is_refused(self, store: Store, file: Callable[[bytes], Path], key: str) -> None:
         with pytest.raises(NotFound):
@@ -168,6 +179,7 @@ class TestStore:
             lambda: store.put(KEY, file(b"a video"), content_type="video/mp4"),
             lambda: store.read(KEY),
             lambda: store.open(KEY),
+            lambda: store.exists(KEY),
         ):
             with pytest.raises(Unavailable):
                 call()
