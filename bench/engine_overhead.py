@@ -22,7 +22,7 @@ from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.contract.plan import choose
 from engine.mesh import divide, join
-from engine.models import tiny
+from engine.models import feed, tiny
 
 LIMIT = 1.02
 # Alternating, so that a busy machine disturbs both sides alike; the median of this many leaves out its outliers.
@@ -37,7 +37,7 @@ def main() -> int:
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         tiny.build(Path(folder))
-        ratios = [measure(name, Path(folder)) for name in tiny.ROWS]
+        ratios = [measure(name, Path(folder)) for name in STEPS]
     print(f"context: torch {torch.__version__}, python {platform.python_version()}, {os.cpu_count()} cores")
     worst = max(ratios)
     print(f"engine_overhead {worst:.4f} ratio <={LIMIT} {'ok' if worst <= LIMIT else 'short'}")
@@ -74,7 +74,8 @@ def ours(name: str, models: Path) -> Callable[[], torch.Tensor]:
         prompt, negative = text.encode(parts, [PROMPT, NEGATIVE], ranks=ranks)
         noise = denoise.make_noise(row, **SIZE, seed=SEED, device=ranks.device)
         embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
-        steps = denoise.denoise(model, embeddings, noise, steps=STEPS[name], scales=(SCALE, SCALE), mesh=mesh)
+        fed = feed.from_text(noise, is_per_token=model.expand_timesteps)
+        steps = denoise.denoise(model, embeddings, noise, feed=fed, steps=STEPS[name], scales=(SCALE, SCALE), mesh=mesh)
         return list(steps)[-1].latents_bcfhw
 
     return run

@@ -1,8 +1,8 @@
 """Denoise: noise becomes latents, one Step at a time.
 
-In: a denoiser, embeddings, noise, a mesh. Out: a generator of Steps; whoever drives it may stop between two of them.
-The numbers equal those of diffusers' WanPipeline bit for bit, and do not depend on how many ranks the mesh has. It
-knows no prompt, no job and no log.
+In: a denoiser and its feed, embeddings, noise, a mesh. Out: a generator of Steps; whoever drives it may stop between
+two of them. The numbers equal those of diffusers' pipelines bit for bit, and do not depend on how many ranks the mesh
+has. It knows no model, no prompt, no picture, no job and no log.
 
 Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l text tokens, d text dimension.
 """
@@ -15,6 +15,7 @@ import torch
 
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh
+from engine.models.feed import Feed
 from engine.models.wan import Denoiser
 
 
@@ -51,11 +52,12 @@ def denoise(
     embeddings: Embeddings,
     noise_bcfhw: torch.Tensor,
     *,
+    feed: Feed,
     steps: int,
     scales: tuple[float, float],
     mesh: Mesh,
 ) -> Iterator[Step]:
-    """Every step from `noise_bcfhw` to finished latents. `scales`: guidance of the first and of the second expert.
+    """Every step from `noise_bcfhw` to latents that `feed` finishes. `scales`: guidance of the two experts.
 
     All ranks of the mesh must take every step: they meet in it.
     """
@@ -71,9 +73,9 @@ def denoise(
     for step, (t, number) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True), start=1):
         started = time.perf_counter()
         expert = 0 if boundary is None or number >= boundary else 1
-        timestep = _token_timesteps(t, latents_bcfhw) if model.expand_timesteps else t.expand(1)
+        input_bcfhw = feed.model_input(latents_bcfhw).to(dtype)
         velocity_bcfhw = _predict(
-            model.experts[expert], latents_bcfhw.to(dtype), timestep, embeddings, scale=scales[expert], mesh=mesh
+            model.experts[expert], input_bcfhw, feed.timestep(t), embeddings, scale=scales[expert], mesh=mesh
         )
         latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
         mesh.ranks.settle()
@@ -87,16 +89,9 @@ def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:
     )
 
 
-def _token_timesteps(t: torch.Tensor, latents_bcfhw: torch.Tensor) -> torch.Tensor:
-    """The same time for every token of 2 x 2 cells; as float32, which TI2V's time embedding is fed with."""
-    _, _, frames, height, width = latents_bcfhw.shape
-    num_tokens = frames * ((height + 1) // 2) * ((width + 1) // 2)
-    return t.to(torch.float32).expand(1, num_tokens)
-
-
 def _predict(
     expert: torch.nn.Module,
-    latents_bcfhw: torch.Tensor,
+    input_bcfhw: torch.Tensor,
     timestep: torch.Tensor,
     embeddings: Embeddings,
     *,
@@ -107,7 +102,7 @@ def _predict(
 
     def branch(embeds_bld: torch.Tensor) -> torch.Tensor:
         return expert(
-            hidden_states=latents_bcfhw, timestep=timestep, encoder_hidden_states=embeds_bld, return_dict=False
+            hidden_states=input_bcfhw, timestep=timestep, encoder_hidden_states=embeds_bld, return_dict=False
         )[0]
 
     if embeddings.negative_bld is None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode, denoise, load, text, video
+from engine import decode, denoise, first_frame, image, load, text, video
 from engine.adapters.store import Store
 from engine.contract.artifact import Artifact, Manifest, encode
 from engine.contract.errors import Invalid, JobFailed
@@ -28,7 +28,9 @@ from engine.contract.models import ModelRow
 from engine.contract.plan import Plan, check, choose
 from engine.contract.request import Request
 from engine.contract.settings import Settings
+from engine.image import Picture
 from engine.mesh import Mesh, Ranks, divide
+from engine.models import feed, wan
 from engine.report import Reporter, Silence, Voice
 
 _log = logging.getLogger(__name__)
@@ -62,20 +64,35 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     reporter = Reporter(outlet.voice, steps=given.steps) if outlet else Silence()
     stages = Stages(reporter)
     try:
-        latents, vae = make_latents(request, Path(settings.models_dir), mesh=mesh, stages=stages)
+        # Before the weights: a bad picture is found in a second, they take minutes.
+        picture = _picture(request, outlet) if outlet else None
+        latents, vae = make_latents(request, Path(settings.models_dir), picture=picture, mesh=mesh, stages=stages)
         # The other ranks are done: their devices are free for the next job while this one is decoded.
         ranks.close()
         if outlet:
             frames = _decode(vae, latents, stages=stages)
-            manifest = _store(frames, request, plan, outlet=outlet, stages=stages)
+            inputs = {"image": picture.upload} if picture else {}
+            manifest = _store(frames, request, plan, inputs=inputs, outlet=outlet, stages=stages)
             reporter.close()
             outlet.voice.completed(manifest)
     finally:
         reporter.close()
 
 
-def make_latents(request: Request, models_dir: Path, *, mesh: Mesh, stages: "Stages") -> tuple[torch.Tensor, Any]:
-    """Finished latents, and on the reporter the autoencoder to decode them with. The experts are freed on return."""
+def _picture(request: Request, outlet: Outlet) -> Picture | None:
+    given = request.input
+    if given.image is None:
+        return None
+    return image.fetch(outlet.store, given.image, tenant=outlet.voice.tenant, size=(given.width, given.height))
+
+
+def make_latents(
+    request: Request, models_dir: Path, *, picture: Picture | None = None, mesh: Mesh, stages: "Stages"
+) -> tuple[torch.Tensor, Any]:
+    """Finished latents, and on the reporter the autoencoder to decode them with. The experts are freed on return.
+
+    `picture` is what the request's image names; the reporter alone has it.
+    """
     row, given, ranks = request.row, request.input, mesh.ranks
     stages.enter("loading")
     parts = load.load_text_parts(row, models_dir, ranks=ranks)
@@ -87,16 +104,29 @@ def make_latents(request: Request, models_dir: Path, *, mesh: Mesh, stages: "Sta
     prompt, *negative = text.encode(parts, prompts, ranks=ranks)
     # The largest thing on the reporter's device after the experts, and of no more use.
     del parts
-    stages.enter("denoising")
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative[0] if negative else None)
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     latents = denoise.make_noise(row, **size, seed=given.seed, device=ranks.device)
+    fed = _feed(request, model, latents, picture=picture, vae=vae, ranks=ranks)
+    stages.enter("denoising")
     second = given.guidance_scale if given.guidance_scale_2 is None else given.guidance_scale_2
     scales = (given.guidance_scale, second)
-    for step in denoise.denoise(model, embeddings, latents, steps=given.steps, scales=scales, mesh=mesh):
+    for step in denoise.denoise(model, embeddings, latents, feed=fed, steps=given.steps, scales=scales, mesh=mesh):
         latents = step.latents_bcfhw
         stages.reporter.step(step.step, seconds=step.seconds)
-    return latents, vae
+    return fed.finish(latents), vae
+
+
+def _feed(
+    request: Request, model: wan.Denoiser, noise: torch.Tensor, *, picture: Picture | None, vae: Any, ranks: Ranks
+) -> feed.Feed:
+    """How the experts are fed; with an image, all ranks must call it."""
+    given, is_per_token = request.input, model.expand_timesteps
+    if given.image is None:
+        return feed.from_text(noise, is_per_token=is_per_token)
+    num_frames = feed.num_image_frames(given.num_frames, is_per_token=is_per_token)
+    latents = first_frame.encode(vae, picture.rgb if picture else None, num_frames=num_frames, ranks=ranks)
+    return feed.from_image(noise, latents, mask_channels=request.row.temporal_stride, is_per_token=is_per_token)
 
 
 def _decode(vae: Any, latents: torch.Tensor, *, stages: "Stages") -> np.ndarray:
@@ -104,7 +134,15 @@ def _decode(vae: Any, latents: torch.Tensor, *, stages: "Stages") -> np.ndarray:
     return decode.decode(vae, latents)
 
 
-def _store(frames: np.ndarray, request: Request, plan: Plan, *, outlet: Outlet, stages: "Stages") -> bytes:
+def _store(
+    frames: np.ndarray,
+    request: Request,
+    plan: Plan,
+    *,
+    inputs: Mapping[str, Artifact],
+    outlet: Outlet,
+    stages: "Stages",
+) -> bytes:
     """Put the video, the poster and then the manifest; returns the manifest's bytes."""
     voice = outlet.voice
 
@@ -123,14 +161,21 @@ def _store(frames: np.ndarray, request: Request, plan: Plan, *, outlet: Outlet, 
             "video": put(mp4, "video/mp4", video.probe(mp4)),
             "poster": put(poster, "image/jpeg"),
         }
-        body = encode(_manifest(request, plan, voice=voice, timings=stages.end(), artifacts=artifacts))
+        timings = stages.end()
+        body = encode(_manifest(request, plan, voice=voice, timings=timings, artifacts=artifacts, inputs=inputs))
         manifest.write_bytes(body)
         put(manifest, "application/json")
     return body
 
 
 def _manifest(
-    request: Request, plan: Plan, *, voice: Voice, timings: Mapping[str, float], artifacts: Mapping[str, Artifact]
+    request: Request,
+    plan: Plan,
+    *,
+    voice: Voice,
+    timings: Mapping[str, float],
+    artifacts: Mapping[str, Artifact],
+    inputs: Mapping[str, Artifact],
 ) -> Manifest:
     return Manifest(
         key=artifact_key(voice.tenant, voice.job, voice.attempt, "manifest.json"),
@@ -143,6 +188,7 @@ def _manifest(
         versions={"python": python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
         timings=timings,
         artifacts=artifacts,
+        inputs=inputs,
     )
 
 

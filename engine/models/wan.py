@@ -79,7 +79,7 @@ def _load_expert(row: ModelRow, folder: Path, name: str) -> WanTransformer3DMode
     expert = _load_module(WanTransformer3DModel.from_pretrained, folder / name, dtype=getattr(torch, row.dtype))
     config = expert.config
     found = (config.num_attention_heads, config.num_layers, config.in_channels)
-    expected = (row.num_heads, row.num_layers, row.latent_channels)
+    expected = (row.num_heads, row.num_layers, row.input_channels)
     if found != expected:
         raise _failed(
             folder / name,

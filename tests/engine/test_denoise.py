@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.contract.request import Request
 from engine.mesh import Ranks
-from engine.models import tiny, wan
-from tests.engine.ours import a_mesh, a_video_request, our_latents, ours
+from engine.models import feed, wan
+from tests.engine.ours import IMAGE, WAYS, a_mesh, a_video_request, our_latents, ours
 from tests.engine.theirs import pipeline, theirs
+from tests.pictures import a_file
 
 CASES = {
     "small": {},
@@ -27,6 +29,9 @@ CASES = {
     "one step": {"steps": 1},
     "no negative prompt": {"negative_prompt": ""},
 }
+# What an image changes: sizes, and how often and by which expert it is seen.
+IMAGE_CASES = ("small", "defaults of the row", "one pass", "second scale of one", "odd size", "upright")
+PAIRS = [(way, case) for way, (_, image) in WAYS.items() for case in (IMAGE_CASES if image else CASES)]
 
 
 def some_steps(request: Request, models: Path, ranks: Ranks) -> Any:
@@ -35,13 +40,14 @@ def some_steps(request: Request, models: Path, ranks: Ranks) -> Any:
     prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
     noise = denoise.make_noise(row, width=128, height=96, num_frames=9, seed=given.seed, device=ranks.device)
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
-    return denoise.denoise(model, embeddings, noise, steps=given.steps, scales=(4.0, 3.0), mesh=mesh)
+    fed = feed.from_text(noise, is_per_token=model.expand_timesteps)
+    return denoise.denoise(model, embeddings, noise, feed=fed, steps=given.steps, scales=(4.0, 3.0), mesh=mesh)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", tiny.ROWS)
-def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks, name: str, case: str) -> None:
-    inputs = {**CASES[case]}
+@pytest.mark.parametrize(("way", "case"), PAIRS)
+def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks, way: str, case: str) -> None:
+    name, image = WAYS[way]
+    inputs = {**CASES[case], **image}
     if CATALOG[name].guidance_scale_2 is None:
         inputs.pop("guidance_scale_2", None)
     request = a_video_request(name, **inputs)
@@ -50,9 +56,10 @@ def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks,
     assert np.array_equal(mine.frames, expected.frames)
 
 
-@pytest.mark.parametrize("name", tiny.ROWS)
-def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path, ranks: Ranks, name: str) -> None:
-    request = a_video_request(name)
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path, ranks: Ranks, way: str) -> None:
+    name, image = WAYS[way]
+    request = a_video_request(name, **image)
     row = replace(request.row, dtype="bfloat16")
     expert = wan.load_denoiser(row, models / name, flow_shift=3.0).experts[0]
     expected = pipeline(request, models, dtype=torch.bfloat16).transformer
@@ -96,6 +103,17 @@ def test_a_step_that_was_yielded_does_not_change_any_more(models: Path, ranks: R
     assert torch.equal(first.latents_bcfhw, before)
     with pytest.raises(FrozenInstanceError):
         first.step = 9
+
+
+@pytest.mark.parametrize("name", ["tiny-i2v", "tiny-ti2v"])
+def test_the_image_has_a_say_and_ti2v_begins_with_it(models: Path, ranks: Ranks, name: str) -> None:
+    request = a_video_request(name, **IMAGE)
+    light, dark = (ours(request, models, ranks, file=a_file(Image.new("RGB", (64, 64), c))) for c in ("white", "black"))
+    assert not torch.equal(light.latents, dark.latents)
+    if name == "tiny-ti2v":
+        other_seed = ours(a_video_request(name, **IMAGE, seed=8), models, ranks, file=a_file(Image.new("RGB", (9, 9))))
+        assert torch.equal(other_seed.latents[:, :, 0], dark.latents[:, :, 0])
+        assert not torch.equal(other_seed.latents[:, :, 1], dark.latents[:, :, 1])
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a bear"}, {"flow_shift": 9.0}, {"guidance_scale_2": 9.0}])

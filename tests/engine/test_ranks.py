@@ -8,8 +8,7 @@ import torch
 from engine.contract.errors import JobFailed
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from engine.models import tiny
-from tests.engine.ours import a_video_request, our_latents
+from tests.engine.ours import WAYS, a_video_request, our_latents
 from tests.engine.two_ranks import INPUTS, PLANS
 from tests.make import a_plan
 
@@ -20,11 +19,12 @@ def a_pair() -> Ranks:
 
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", tiny.ROWS)
-def test_two_ranks_equal_one(models: Path, ranks: Ranks, two_ranks: Path, name: str, plan: str, inputs: str) -> None:
-    alone, _ = our_latents(a_video_request(name, **INPUTS[inputs]), models, ranks)
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_equal_one(models: Path, ranks: Ranks, two_ranks: Path, way: str, plan: str, inputs: str) -> None:
+    name, image = WAYS[way]
+    alone, _ = our_latents(a_video_request(name, **INPUTS[inputs], **image), models, ranks)
     for rank in range(2):
-        assert torch.equal(torch.load(two_ranks / f"{name} {plan} {inputs} {rank}.pt"), alone)
+        assert torch.equal(torch.load(two_ranks / f"{way} {plan} {inputs} {rank}.pt"), alone)
 
 
 def test_a_sequence_that_does_not_divide_is_refused() -> None:

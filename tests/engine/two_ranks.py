@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.mesh import join
-from engine.models import tiny
-from tests.engine.ours import a_video_request, our_latents
+from tests.engine.ours import WAYS, a_video_request, our_latents
 from tests.make import a_plan
 
 PLANS = {"ulysses": a_plan(cfg=1, ulysses=2), "cfg": a_plan(cfg=2)}
@@ -18,10 +17,10 @@ INPUTS = {"guided": {}, "one pass": {"guidance_scale": 1.0}}
 
 def main(models: Path, folder: Path) -> None:
     ranks = join(rank=int(os.environ["RANK"]), local_rank=int(os.environ["LOCAL_RANK"]), world_size=2, num_threads=1)
-    for name in tiny.ROWS:
+    for way, (name, image) in WAYS.items():
         for (plan_name, plan), (case, inputs) in product(PLANS.items(), INPUTS.items()):
-            latents, _ = our_latents(a_video_request(name, **inputs), models, ranks, plan)
-            torch.save(latents, folder / f"{name} {plan_name} {case} {ranks.rank}.pt")
+            latents, _ = our_latents(a_video_request(name, **inputs, **image), models, ranks, plan)
+            torch.save(latents, folder / f"{way} {plan_name} {case} {ranks.rank}.pt")
     ranks.close()
 
 
