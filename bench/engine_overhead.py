@@ -66,17 +66,21 @@ def measure(name: str, models: Path) -> float:
 def ours(name: str, models: Path) -> Callable[[], torch.Tensor]:
     row = CATALOG[name]
     ranks = join(rank=0, local_rank=0, world_size=1, num_threads=1)
-    mesh = divide(ranks, choose(row, num_nodes=1, num_processes=1), num_tokens=row.num_tokens(**SIZE))
-    model = load.load_denoiser(row, models, flow_shift=SHIFT, mesh=mesh)
-    parts = load.load_text_parts(row, models, ranks=ranks)
+    mesh = divide(ranks, choose(row, num_nodes=1, num_processes=1))
+    model = load.start(row, models / name, flow_shift=SHIFT, steps=STEPS[name], mesh=mesh).denoiser
+    reader = load.load_text_parts(row, models / name, ranks=ranks)
 
     def run() -> torch.Tensor:
-        prompt, negative = text.encode(parts, [PROMPT, NEGATIVE], ranks=ranks)
+        # The run before left its last steps in it; theirs does the same.
+        model.schedule.scheduler.set_timesteps(STEPS[name], device=ranks.device)
+        model.schedule.scheduler.set_begin_index(0)
+        prompt, negative = text.encode(reader, [PROMPT, NEGATIVE], ranks=ranks)
         noise = denoise.make_noise(row, **SIZE, seed=SEED, device=ranks.device)
         embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
+        start = denoise.Snapshot(step=0, latents_bcfhw=noise)
         fed = feed.from_text(noise, is_per_token=model.expand_timesteps)
-        steps = denoise.denoise(model, embeddings, noise, feed=fed, steps=STEPS[name], scales=(SCALE, SCALE), mesh=mesh)
-        return list(steps)[-1].latents_bcfhw
+        *_, last = denoise.denoise(model, embeddings, start, feed=fed, scales=(SCALE, SCALE), mesh=mesh)
+        return last.after.latents_bcfhw
 
     return run
 

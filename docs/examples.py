@@ -60,6 +60,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "eta_s": 218.4,
         "seconds_per_step": 6.0,
     },
+    "drained": {"attempt": 1, "drains": 1},
     "retrying": {
         "attempt": 2,
         "error": {"code": "engine_crashed", "message": "the run ended with 137", "log_tail": "Killed"},

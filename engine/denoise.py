@@ -1,20 +1,21 @@
 """Denoise: noise becomes latents, one Step at a time.
 
-In: a denoiser and its feed, embeddings, noise, a mesh. Out: a generator of Steps; whoever drives it may stop between
-two of them. The numbers equal those of diffusers' pipelines bit for bit, and do not depend on how many ranks the mesh
-has. It knows no model, no prompt, no picture, no job and no log.
+In: a denoiser and its feed, embeddings, where to start, a mesh. Out: a generator of Steps; whoever drives it may stop
+between two of them. The numbers equal those of diffusers' pipelines bit for bit, and do not depend on how many ranks
+the mesh has. It knows no model, no prompt, no picture, no job and no log.
 
 Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l text tokens, d text dimension.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from engine.contract.models import ModelRow
-from engine.mesh import Mesh
+from engine.mesh import Mesh, reshard
 from engine.models.feed import Feed
 from engine.models.wan import Denoiser
 
@@ -28,12 +29,32 @@ class Embeddings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One denoising step that is done, the `step`-th of `steps`."""
+class Snapshot:
+    """Where the loop stands after `step` steps: all it needs to go on from there, on any number of ranks."""
 
     step: int
-    steps: int
     latents_bcfhw: torch.Tensor
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """What the scheduler remembers of earlier steps, as its attributes; empty before the first."""
+
+    def on(self, device: torch.device) -> "Snapshot":
+        """The same, with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, list):
+                return [move(item) for item in value]
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        memory = {name: move(value) for name, value in self.scheduler.items()}
+        return Snapshot(step=self.step, latents_bcfhw=move(self.latents_bcfhw), scheduler=memory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One denoising step that is done, of `steps`."""
+
+    after: Snapshot
+    steps: int
     seconds: float
 
 
@@ -50,36 +71,40 @@ def make_noise(
 def denoise(
     model: Denoiser,
     embeddings: Embeddings,
-    noise_bcfhw: torch.Tensor,
+    start: Snapshot,
     *,
     feed: Feed,
-    steps: int,
     scales: tuple[float, float],
     mesh: Mesh,
 ) -> Iterator[Step]:
-    """Every step from `noise_bcfhw` to latents that `feed` finishes. `scales`: guidance of the two experts.
+    """Every step from `start` to latents that `feed` finishes. `scales`: guidance of the first and the second expert.
 
     All ranks of the mesh must take every step: they meet in it.
     """
-    scheduler = model.scheduler
-    scheduler.set_timesteps(steps, device=noise_bcfhw.device)
-    # Told once, so that the scheduler does not look for it on the device in the first step.
-    scheduler.set_begin_index(0)
-    boundary = None if model.boundary is None else model.boundary * scheduler.config.num_train_timesteps
-    dtype = model.experts[0].dtype
-    embeddings = _cast(embeddings, dtype)
-    latents_bcfhw = noise_bcfhw
-    # As Python numbers: asking a device which expert is next would make it wait in every step.
-    for step, (t, number) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True), start=1):
+    scheduler, steps = model.schedule.scheduler, model.schedule.steps
+    model.schedule.recall(start.scheduler)
+    embeddings = _cast(embeddings, model.dtype)
+    latents_bcfhw = start.latents_bcfhw
+    active = None
+    for step in range(start.step, steps):
         started = time.perf_counter()
-        expert = 0 if boundary is None or number >= boundary else 1
-        input_bcfhw = feed.model_input(latents_bcfhw).to(dtype)
+        t, expert = scheduler.timesteps[step], model.schedule.experts[step]
+        if active is not None and expert != active:
+            # It will not be used again: from now on the other one is whole.
+            reshard(model.experts[active]())
+        active = expert
         velocity_bcfhw = _predict(
-            model.experts[expert], input_bcfhw, feed.timestep(t), embeddings, scale=scales[expert], mesh=mesh
+            model.experts[expert](),
+            feed.model_input(latents_bcfhw).to(model.dtype),
+            feed.timestep(t),
+            embeddings,
+            scale=scales[expert],
+            mesh=mesh,
         )
         latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
         mesh.ranks.settle()
-        yield Step(step=step, steps=steps, latents_bcfhw=latents_bcfhw, seconds=time.perf_counter() - started)
+        after = Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=model.schedule.memory())
+        yield Step(after=after, steps=steps, seconds=time.perf_counter() - started)
 
 
 def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:

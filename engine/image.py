@@ -18,7 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from engine.adapters.store import Store
 from engine.contract.artifact import Artifact
 from engine.contract.errors import JobFailed, NotFound
-from engine.contract.job import upload_key
 from engine.contract.upload import UPLOAD_MAX_BYTES, UPLOAD_MAX_PIXELS, type_of
 
 # The only decoders that a sender reaches: Pillow has dozens, some of which run other programs.
@@ -36,14 +35,13 @@ class Picture:
     """The file that it was read from."""
 
 
-def fetch(store: Store, name: str, *, tenant: str, size: tuple[int, int]) -> Picture:
-    """The upload `name` as a picture of this width and height. Raises JobFailed, or Unavailable."""
-    key = upload_key(tenant, name)
+def fetch(store: Store, key: str, *, size: tuple[int, int]) -> Picture:
+    """The upload under `key` as a picture of this width and height. Raises JobFailed, or Unavailable."""
     try:
         with store.open(key) as file:
             body = file.read(UPLOAD_MAX_BYTES + 1)
     except NotFound as error:
-        raise _invalid(f"there is no upload {name} any more") from error
+        raise _invalid(f"the image {key.rpartition('/')[2]} is not in the store; upload it, and ask again") from error
     upload = Artifact.of(body, key=key, content_type=type_of(body) or "application/octet-stream")
     return Picture(rgb=read(body, size=size), upload=upload)
 

@@ -1,34 +1,76 @@
 """Load: the components of a model row, each on the ranks that use it.
 
-In: a row, the folder of models, a mesh. Out: components, placed and split. The text encoder and the autoencoder are the
-reporter's alone: no other rank pays for them.
+In: a row, its folder, a mesh. Out: components, placed, split and sharded. Weights are read into the place where they
+stay, by a thread of their own, so that the prompt is encoded meanwhile: each rank reads its own shards, and the ranks
+of a node hold one copy together. The text encoder and the autoencoder are the reporter's alone.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import fully_shard
+
+from engine import sequence
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh, Ranks
 from engine.models import wan
 
 
-def load_denoiser(row: ModelRow, models_dir: Path, *, flow_shift: float, mesh: Mesh) -> wan.Denoiser:
-    """The experts on this rank's device, sharing their sequence as the plan says. All ranks must call it."""
-    denoiser = wan.load_denoiser(row, models_dir / row.name, flow_shift=flow_shift)
-    for expert in denoiser.experts:
-        expert.to(mesh.ranks.device)
-        mesh.split_sequence(expert)
-    return denoiser
-
-
-def load_text_parts(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> wan.TextParts | None:
+def load_text_parts(row: ModelRow, folder: Path, *, ranks: Ranks) -> wan.TextParts | None:
     """The text encoder, still on the CPU; None on all ranks but the reporter."""
-    return wan.load_text_parts(row, models_dir / row.name) if ranks.is_reporter else None
+    return wan.load_text_parts(row, folder) if ranks.is_reporter else None
 
 
-def load_vae(row: ModelRow, models_dir: Path, *, ranks: Ranks) -> Any:
-    """The autoencoder, still on the CPU; None on all ranks but the reporter.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What is being read; each part waits for itself when it is asked for, and raises JobFailed if it is broken."""
 
-    Long before it is used: a broken file is found before the denoising, not after it.
-    """
-    return wan.load_vae(models_dir / row.name) if ranks.is_reporter else None
+    denoiser: wan.Denoiser
+    vae: Callable[[], Any] | None
+    """The autoencoder, on the CPU; None on all ranks but the reporter."""
+
+
+def start(
+    row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, has_image: bool = False, mesh: Mesh
+) -> Parts:
+    """Begin to read what the steps after `done` need of `row`, in the order of its use. All ranks must call it."""
+    index = wan.read_index(row, folder)
+    device = mesh.ranks.device
+    schedule = wan.load_schedule(row, folder, flow_shift=flow_shift, steps=steps, device=device)
+    names = wan.expert_names(row)
+    needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
+    vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
+    for expert in needed.values():
+        _place(expert, row, mesh)
+    # One thread: what is needed first is read first, with all of the disk.
+    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
+    modules = {names[number]: expert for number, expert in needed.items()}
+    if vae is not None:
+        # Before the experts if it has an image to encode; else after them, and long before it is used: a broken one is
+        # found before the denoising, not after it.
+        modules = {"vae": vae, **modules} if has_image else {**modules, "vae": vae}
+    read = {name: reader.submit(wan.read_weights, module, folder / name).result for name, module in modules.items()}
+    reader.shutdown(wait=False)
+    denoiser = wan.Denoiser(
+        experts={number: read[names[number]] for number in needed},
+        dtype=getattr(torch, row.dtype),
+        schedule=schedule,
+        expand_timesteps=bool(index.get("expand_timesteps", False)),
+    )
+    return Parts(denoiser=denoiser, vae=read.get("vae"))
+
+
+def _place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
+    """Split the expert's sequence and its weights as the plan says, and make room for the weights on the device."""
+    if mesh.sequence:
+        sequence.split(expert, mesh.sequence)
+    if mesh.copies:
+        for module in (*expert.blocks, expert):
+            # FSDP wants one dtype per group; what must stay float32 is tiny, and whole on every rank.
+            kept = {parameter for parameter in module.parameters() if parameter.dtype != getattr(torch, row.dtype)}
+            fully_shard(module, mesh=mesh.copies, reshard_after_forward=mesh.plan.reshard, ignored_params=kept)
+    wan.make_room(expert, mesh.ranks.device)

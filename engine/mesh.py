@@ -5,15 +5,15 @@ order is cfg (outermost), ring, ulysses (innermost: it talks most, so its ranks 
 a rank that fails ends its process, torchrun ends the others, and for silence there is a timeout.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 from engine.contract.errors import JobFailed
 from engine.contract.plan import Plan
@@ -23,7 +23,6 @@ T = TypeVar("T")
 # Ranks differ most while weights are read: 57 GB from a network disk take minutes. Dispatch gives up a run that is
 # silent for 15 minutes (stall_s), so that nothing is won by waiting longer.
 _TIMEOUT = timedelta(minutes=15)
-_DIMS = ("cfg", "ring", "ulysses")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +56,14 @@ class Ranks:
             dist.broadcast(tensor, src=0)
         return tensor
 
+    def highest(self, value: int) -> int:
+        """The highest value that any rank gives; all ranks must call it."""
+        if self.world_size == 1:
+            return value
+        box = torch.tensor([value], device=self.device)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
     def settle(self) -> None:
         """Wait until the device has done what it was given; a processor always has."""
         if self.device.type != "cpu":
@@ -81,13 +88,30 @@ def join(*, rank: int, local_rank: int, world_size: int, num_threads: int) -> Ra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceGroup:
+    """The ranks of one sequence, ordered ring first: neighbours in a node hold neighbouring tokens."""
+
+    whole: ProcessGroup
+    rank: int
+    """Of this process in the whole group: which slice of the tokens is its own."""
+    ring: ProcessGroup | None
+    """None for a group of one."""
+    ulysses: ProcessGroup | None
+    """None for a group of one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
     """Ranks divided by a plan."""
 
     ranks: Ranks
     plan: Plan
     dims: DeviceMesh | None
-    """None for one process."""
+    """The dims cfg, ring and ulysses; None for one process."""
+    sequence: SequenceGroup | None
+    """The ranks of this one's sequence; None when it has the sequence for itself."""
+    copies: DeviceMesh | None
+    """The dims replicate and shard of the weights; None when every rank holds a whole copy."""
 
     @property
     def cfg_rank(self) -> int:
@@ -101,34 +125,40 @@ class Mesh:
         dist.all_gather(branches, branch.contiguous(), group=self.dims.get_group("cfg"))
         return branches
 
-    def split_sequence(self, transformer: Any) -> None:
-        """Have the ranks of one Ulysses group share this transformer's sequence."""
-        if self.plan.ulysses == 1:
-            return
-        from diffusers.models._modeling_parallel import ContextParallelConfig
 
-        # diffusers reads the dims "ring" and "ulysses" of the mesh and leaves "cfg" alone.
-        config = ContextParallelConfig(ulysses_degree=self.plan.ulysses, mesh=self.dims)
-        with _counted_device(self.ranks):
-            transformer.enable_parallelism(config=config)
-
-
-def divide(ranks: Ranks, plan: Plan, *, num_tokens: int) -> Mesh:
-    """The mesh of `plan`, for a sequence of `num_tokens`. Raises JobFailed for what this engine cannot divide."""
+def divide(ranks: Ranks, plan: Plan) -> Mesh:
+    """The mesh of `plan`. All ranks must call it. Raises JobFailed when the run is not what the plan says."""
     if plan.world_size != ranks.world_size:
         raise _plan_invalid(f"the plan has {plan.world_size} processes, the run {ranks.world_size}")
-    if plan.ring > 1 or plan.shard > 1:
-        raise _plan_invalid(f"ring is {plan.ring} and shard is {plan.shard}; this engine has only 1 of each yet")
-    if num_tokens % plan.ulysses:
-        raise JobFailed(
-            "input_invalid",
-            f"the video has {num_tokens} tokens, which {plan.ulysses} ranks (ulysses) cannot share evenly; change "
-            "width, height or num_frames, or the number of processes",
-            retryable=False,
-        )
-    shape = (plan.cfg, plan.ring, plan.ulysses)
-    dims = init_device_mesh(ranks.device.type, shape, mesh_dim_names=_DIMS) if ranks.world_size > 1 else None
-    return Mesh(ranks=ranks, plan=plan, dims=dims)
+    if ranks.world_size == 1:
+        return Mesh(ranks=ranks, plan=plan, dims=None, sequence=None, copies=None)
+    kind = ranks.device.type
+    dims = init_device_mesh(kind, (plan.cfg, plan.ring, plan.ulysses), mesh_dim_names=("cfg", "ring", "ulysses"))
+    copies = None
+    if plan.shard > 1:
+        # Consecutive ranks, which share a node: weights are gathered far more often than anything else is sent.
+        shape = (ranks.world_size // plan.shard, plan.shard)
+        copies = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+    return Mesh(ranks=ranks, plan=plan, dims=dims, sequence=_sequence_group(plan, dims), copies=copies)
+
+
+def _sequence_group(plan: Plan, dims: DeviceMesh) -> SequenceGroup | None:
+    if plan.ring * plan.ulysses == 1:
+        return None
+    whole = dims["ring", "ulysses"]._flatten("sequence")
+    return SequenceGroup(
+        whole=whole.get_group(),
+        rank=whole.get_local_rank(),
+        ring=dims.get_group("ring") if plan.ring > 1 else None,
+        ulysses=dims.get_group("ulysses") if plan.ulysses > 1 else None,
+    )
+
+
+def reshard(module: torch.nn.Module) -> None:
+    """Keep only this rank's shard of the weights, until the next forward; nothing where they are not sharded."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _device(local_rank: int) -> torch.device:
@@ -142,18 +172,6 @@ def _device(local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
-
-
-@contextmanager
-def _counted_device(ranks: Ranks) -> Iterator[None]:
-    """diffusers 0.42 computes rank % torch.accelerator.device_count(), which is rank % 0 without an accelerator."""
-    count = torch.accelerator.device_count
-    if ranks.device.type == "cpu":
-        torch.accelerator.device_count = lambda: ranks.world_size
-    try:
-        yield
-    finally:
-        torch.accelerator.device_count = count
 
 
 def _plan_invalid(message: str) -> JobFailed:

@@ -1,7 +1,7 @@
 """Report: what the log hears of an attempt.
 
-Voice says an attempt's events; Progress computes how far it is; Reporter tells that from a thread of its own, so that a
-slow log never holds up a step. In: stages and steps. Out: events. It does not know what is computed.
+A Voice says an attempt's events; Progress computes how far it is; Reporter tells that from a thread of its own, so
+that a slow log never holds up a step. In: stages and steps. Out: events. It does not know what is computed.
 """
 
 import logging
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from engine.adapters.bus import Bus
 from engine.contract.artifact import completed_data
@@ -28,13 +28,34 @@ _NEWEST = 0.3
 _STARTED_DEADLINE_S = 60.0
 # The work is done and paid for: worth waiting until a log server came back from a restart.
 _FINAL_DEADLINE_S = 600.0
+# Whoever drains a run waits for its end, and not for long.
+_DRAINED_DEADLINE_S = 5.0
 # Four a second look fluent; more only cost.
 _INTERVAL_S = 0.25
 
 
+class Voice(Protocol):
+    """Says what becomes of one attempt of one job."""
+
+    def started(self, *, world_size: int) -> None:
+        """All ranks are up. Raises Unavailable."""
+
+    def progress(self, data: Mapping[str, Any], *, number: int) -> None:
+        """The run reached this point; later numbers are later. Raises Unavailable."""
+
+    def drained(self) -> None:
+        """The run ends because it was told to. Raises Unavailable."""
+
+    def completed(self, manifest: bytes) -> None:
+        """The artifacts of `manifest` (the bytes of manifest.json) are in the store. Raises Unavailable."""
+
+    def failed(self, error: JobFailed) -> None:
+        """The job will not be tried again. Raises Unavailable."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Voice:
-    """Says the events of one attempt of one job."""
+class LogVoice:
+    """A voice whose words are events in the log."""
 
     bus: Bus
     tenant: str
@@ -42,13 +63,13 @@ class Voice:
     attempt: int
     extensions: Mapping[str, str] = field(default_factory=dict)
     """The trace context of the job, on every event."""
+    drains: int = 1
+    """Attempts of the job that were drained, should this one be, too."""
 
     def started(self, *, world_size: int) -> None:
-        """All ranks are up. Raises Unavailable."""
         self._say("started", {"world_size": world_size}, deadline_s=_STARTED_DEADLINE_S)
 
     def progress(self, data: Mapping[str, Any], *, number: int) -> None:
-        """The run reached this point; later numbers are later. Raises Unavailable."""
         event = job_event(
             "progress",
             {"attempt": self.attempt, **data},
@@ -59,12 +80,13 @@ class Voice:
         )
         self.bus.publish(event)
 
+    def drained(self) -> None:
+        self._say("drained", {"drains": self.drains}, deadline_s=_DRAINED_DEADLINE_S)
+
     def completed(self, manifest: bytes) -> None:
-        """The artifacts of `manifest` (the bytes of manifest.json) are in the store. Raises Unavailable."""
         self._say_last("completed", completed_data(manifest))
 
     def failed(self, error: JobFailed) -> None:
-        """The job will not be tried again. Raises Unavailable."""
         self._say_last("failed", {"error": {"code": error.code, "message": error.message}})
 
     def _say_last(self, name: str, data: Mapping[str, Any]) -> None:

@@ -113,6 +113,7 @@ def _data(name: str) -> dict[str, Any]:
             "eta_s": 5.0,
             "seconds_per_step": 1.0,
         },
+        "drained": {"attempt": 1, "drains": 1},
         "retrying": {"attempt": 2, "error": error},
         "completed": {
             "attempt": 1,

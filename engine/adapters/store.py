@@ -16,6 +16,11 @@ from engine.contract.errors import NotFound, Unavailable
 from engine.contract.settings import Settings
 
 _RETRY_AFTER_S = 5.0
+# Of a put that is under way; no artifact has such a name.
+_UNFINISHED = ".put-"
+
+# Within a class that has a method `list`, that word is the method.
+Keys = list[str]
 
 
 class Store(Protocol):
@@ -38,6 +43,12 @@ class Store(Protocol):
 
     def link(self, key: str, *, expires_s: int) -> str | None:
         """An address at which anybody may read the artifact for `expires_s`; None if this store has no addresses."""
+
+    def list(self, prefix: str) -> Keys:
+        """The keys below the folder `prefix`, sorted; `default/j1` has none of `default/j10`. Maybe none."""
+
+    def delete(self, key: str) -> None:
+        """Remove the artifact; no error if there is none."""
 
 
 def open_store(settings: Settings) -> Store:
@@ -100,11 +111,43 @@ class DirStore:
     def link(self, key: str, *, expires_s: int) -> str | None:  # noqa: ARG002  (a directory has no addresses)
         return None
 
+    def list(self, prefix: str) -> Keys:
+        folder = self._path(prefix)
+        try:
+            found = [path for path in _files(folder) if not path.name.startswith(_UNFINISHED)]
+        except NotADirectoryError as error:
+            if not self._root.is_dir():
+                raise Unavailable(f"cannot list {prefix}: {error}", retry_after_s=_RETRY_AFTER_S) from error
+            # The prefix is an artifact: in a bucket too there is nothing below it.
+            return []
+        except OSError as error:
+            raise Unavailable(f"cannot list {prefix}: {error}", retry_after_s=_RETRY_AFTER_S) from error
+        return sorted(path.relative_to(self._root).as_posix() for path in found)
+
+    def delete(self, key: str) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except IsADirectoryError:
+            return
+        except OSError as error:
+            raise Unavailable(f"cannot delete {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
+
     def _path(self, key: str) -> Path:
         path = (self._root / _checked(key)).resolve()
         if not path.is_relative_to(self._root):
             raise NotFound(f"there is no artifact {key}")
         return path
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below `folder`, no links; a folder that is gone has none."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for at, _, names in os.walk(folder, onerror=fail):
+        yield from (path for name in names if not (path := Path(at, name)).is_symlink())
 
 
 def _sync(folder: Path) -> None:
@@ -119,7 +162,7 @@ def _sync(folder: Path) -> None:
 @contextmanager
 def _temporary(folder: Path) -> Iterator[Any]:
     """A new file in `folder` that is gone afterwards, unless it was given another name."""
-    copy = tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)  # noqa: SIM115  (closed below)
+    copy = tempfile.NamedTemporaryFile(dir=folder, prefix=_UNFINISHED, delete=False)  # noqa: SIM115  (closed below)
     try:
         with copy:
             yield copy
@@ -185,6 +228,22 @@ class S3Store:
         params = {"Bucket": self._bucket, "Key": self._name(key)}
         with _translated(key):
             return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s))
+
+    def list(self, prefix: str) -> Keys:
+        pages = self._client.get_paginator("list_objects_v2")
+        start = len(self._prefix) + 1 if self._prefix else 0
+        with _translated(prefix):
+            found = [
+                item["Key"]
+                for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._name(prefix)}/")
+                for item in page.get("Contents", [])
+            ]
+        # Some tools write an empty object that ends in a slash, to show a folder; no key is like that.
+        return sorted(name[start:] for name in found if not name.endswith("/"))
+
+    def delete(self, key: str) -> None:
+        with _translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}/{_checked(key)}" if self._prefix else _checked(key)

@@ -71,6 +71,8 @@ JOB_ERRORS: dict[str, str] = {
     "out_of_memory": "A process ran out of memory; if it does so every time, ask for a smaller or shorter video. Tried"
     " again.",
     "engine_crashed": "The run ended without a word; the log tail may say why. Tried again.",
+    "drained": "The run was told to end, as when its machine is needed for something else or goes away; it finished its"
+    " step and left a checkpoint; it does not count among max_attempts. Tried again.",
     "stalled": "The run reached no new stage or step for CINEVENT_STALL_S seconds and was ended. Tried again.",
     "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"
     " less. Not tried again.",

@@ -52,6 +52,9 @@ EVENTS: dict[str, EventKind] = {
     "launched": EventKind(suffix="launched", speaker="dispatch", promise="a run of this attempt was started"),
     "started": EventKind(suffix="started", speaker="engine", promise="all ranks of the run are up"),
     "progress": EventKind(suffix="progress", speaker="engine", promise="the run reached this stage and step"),
+    "drained": EventKind(
+        suffix="drained", speaker="engine", promise="the run ended because it was told to; the next one goes on with it"
+    ),
     "retrying": EventKind(suffix="retrying", speaker="dispatch", promise="the last attempt ended; the next one begins"),
     "cancel": EventKind(suffix="cancel", speaker="submit", promise="somebody asked to stop the job"),
     "completed": EventKind(suffix="done.completed", speaker="engine", promise="the artifacts are in the store"),

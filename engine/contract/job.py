@@ -43,6 +43,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
     State.PENDING: {
         "launched": State.PENDING,
         "started": State.PROCESSING,
+        "drained": State.PENDING,
         "retrying": State.PENDING,
         "cancel": State.PENDING,
         **_DONE,
@@ -51,6 +52,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         # No "launched": the engine may speak before dispatch has written down that it launched it.
         "started": State.PROCESSING,
         "progress": State.PROCESSING,
+        "drained": State.PENDING,
         "retrying": State.PENDING,
         "cancel": State.PROCESSING,
         **_DONE,
@@ -61,7 +63,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
 }
 """Which event leads where. An event that is not in its row changes nothing: it came too late or too early."""
 
-_STAGES = {"launched": "launching", "started": "starting", "retrying": "retrying"}
+_STAGES = {"launched": "launching", "started": "starting", "drained": "drained", "retrying": "retrying"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +77,8 @@ class Job:
     stage: str
     attempt: int
     """0 before the first launch."""
+    drained: Mapping[str, Any]
+    """Data of the last `drained` event, of this or an earlier attempt; empty before it."""
     cancel_requested: bool
     created_at: datetime
     started_at: datetime | None
@@ -87,6 +91,11 @@ class Job:
     sequence: int
     extensions: Mapping[str, str]
     """Trace context of the request, which every later event of the job carries on."""
+
+    @property
+    def drains(self) -> int:
+        """Attempts that ended because they were told to: they say nothing against the job."""
+        return int(self.drained.get("drains", 0))
 
 
 def new_id() -> str:
@@ -126,6 +135,11 @@ def upload_key(tenant: str, name: str) -> str:
     return f"{tenant}/uploads/{name}"
 
 
+def checkpoint_folder(tenant: str, job: str) -> str:
+    """Where a job's checkpoints are in the store; the same for all attempts: one goes on where another ended."""
+    return f"{tenant}/{job}/checkpoints"
+
+
 def fold(events: Iterable[tuple[int, Event]]) -> Job | None:
     """The state after these (stream sequence, event) pairs, in log order; None without a `requested` event.
 
@@ -148,6 +162,7 @@ def _accepted(sequence: int, event: Event) -> Job:
         state=State.PENDING,
         stage="queued",
         attempt=0,
+        drained={},
         cancel_requested=False,
         created_at=event.time,
         started_at=None,
@@ -172,6 +187,8 @@ def _apply(job: Job, sequence: int, event: Event) -> Job:
     job = replace(job, state=after, sequence=max(job.sequence, sequence))
     if after.is_final:
         return replace(job, stage=event.name, finished_at=event.time, outcome=event.data)
+    if event.name == "drained":
+        job = replace(job, drained=event.data)
     if event.name == "cancel":
         return replace(job, cancel_requested=True, stage="cancelling")
     started_at = event.time if event.name == "started" else job.started_at

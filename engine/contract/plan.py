@@ -25,6 +25,8 @@ class Plan:
     """Ranks that share one sequence by exchanging heads; divides the model's heads."""
     shard: int
     """Ranks that share one copy of the weights (FSDP); 1: every rank holds a copy."""
+    reshard: bool = False
+    """Of sharded weights. True: a layer is whole only during its own forward. False: the whole of the active expert."""
 
     @property
     def world_size(self) -> int:
@@ -64,7 +66,8 @@ def choose(row: ModelRow, *, num_nodes: int, num_processes: int) -> Plan:
 
 def check(plan: Plan, row: ModelRow) -> None:
     """Raise Invalid unless `plan` can run `row`."""
-    if low := [f"{name} is {value}" for name, value in plan.to_json().items() if value < 1]:
+    degrees = {name: value for name, value in plan.to_json().items() if name != "reshard"}
+    if low := [f"{name} is {value}" for name, value in degrees.items() if value < 1]:
         raise Invalid(Problem(pointer="/plan", rule="positive", message=f"{', '.join(low)}; allowed: 1 or more"))
     rules = (
         (plan.cfg in (1, 2), "cfg", f"cfg is {plan.cfg}; allowed: 1 or 2"),

@@ -88,6 +88,14 @@ _DATA: dict[str, dict[str, Any]] = {
         "eta_s": {"type": ["number", "null"], "minimum": 0, "description": "seconds to the end; null while unknown"},
         "seconds_per_step": {"type": ["number", "null"], "minimum": 0, "description": "null before the first"},
     },
+    "drained": {
+        "attempt": _ATTEMPT,
+        "drains": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "attempts of the job that ended so, this one included",
+        },
+    },
     "retrying": {"attempt": {**_ATTEMPT, "description": "the next attempt"}, "error": _ERROR},
     "cancel": {},
     "completed": {

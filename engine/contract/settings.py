@@ -41,6 +41,9 @@ class Settings:
         30.0, "Time between two looks at a running job. Shorter finds a dead run sooner and costs one request each."
     )
     stall_s: float = _env(900.0, "A run without a new stage or step for this long is given up and tried again.")
+    checkpoint_interval_s: float = _env(
+        30.0, "Time between two checkpoints of a run; a run that ends early goes on from the last one. 0: none."
+    )
     engine_command: str = _env(
         "", "What the local launcher starts instead of torchrun, for benchmarks; split as a shell would."
     )
@@ -103,6 +106,9 @@ def _rules(settings: Settings) -> list[Problem]:
         for name in positive
         if not getattr(settings, name) > 0
     ]
+    if settings.checkpoint_interval_s < 0:
+        message = f"{settings.checkpoint_interval_s:g} is less than 0; allowed: seconds, or 0 for no checkpoints"
+        problems.append(Problem(pointer=env_name("checkpoint_interval_s"), rule="minimum", message=message))
     if settings.webhook_timeout_s > _WEBHOOK_TIMEOUT_MAX_S:
         message = (
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"

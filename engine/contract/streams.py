@@ -30,6 +30,7 @@ STREAMS = (
             "cinevent.*.*.requested.*",
             "cinevent.*.*.launched",
             "cinevent.*.*.started",
+            "cinevent.*.*.drained",
             "cinevent.*.*.retrying",
             "cinevent.*.*.cancel",
             "cinevent.*.*.done.*",

@@ -13,6 +13,10 @@ from functions.dispatch.launcher import Failure, Observation, Phase
 
 # The engine says it is done before it has closed everything; only a run that stays is ended by force.
 _EXIT_S = 10.0
+# No step takes thirty times its usual time, unless a rank hangs; the engine's own watch is at twenty and says more. The
+# lower bound is for a machine that pauses, or a log that is restarted.
+_STEPS_OF_PATIENCE = 30.0
+_STEP_PATIENCE_S = 90.0
 
 
 class Act(StrEnum):
@@ -60,23 +64,35 @@ def decide(job: Job, run: Observation, *, now: datetime, stall_s: float) -> Deci
         return Decision(act=Act.LAUNCH, attempt=max(1, job.attempt))
     if is_running:
         return after_failure(job, _stall(stall_s)) if _is_stalled(job, run, now, stall_s) else Decision(act=Act.WAIT)
-    return Decision(act=Act.RECOVER, failure=run.failure or _silent())
+    return Decision(act=Act.RECOVER, failure=_drained() if job.stage == "drained" else run.failure or _silent())
 
 
 def after_failure(job: Job, failure: Failure) -> Decision:
     """Another attempt if that may help and one is left, else the end."""
-    if failure.retryable and job.attempt < job.request.max_attempts:
+    if failure.retryable and job.attempt - job.drains < job.request.max_attempts:
         return Decision(act=Act.RETRY, attempt=job.attempt + 1, failure=failure)
     return Decision(act=Act.FAIL, failure=failure)
 
 
 def _is_stalled(job: Job, run: Observation, now: datetime, stall_s: float) -> bool:
     signs = [at for at in (run.launched_at, job.started_at, job.progress_at) if at is not None]
-    return bool(signs) and now - max(signs) > timedelta(seconds=stall_s)
+    return bool(signs) and now - max(signs) > timedelta(seconds=_patience_s(job, stall_s))
+
+
+def _patience_s(job: Job, stall_s: float) -> float:
+    """How long a run may be silent: as the steps say once there are any, for the other stages `stall_s`."""
+    seconds_per_step = job.progress.get("seconds_per_step")
+    if job.progress.get("stage") != "denoising" or seconds_per_step is None:
+        return stall_s
+    return min(stall_s, max(_STEP_PATIENCE_S, _STEPS_OF_PATIENCE * float(seconds_per_step)))
 
 
 def _stall(stall_s: float) -> Failure:
     return Failure(code="stalled", message=f"the run showed no new stage or step for {stall_s:g} s and was ended")
+
+
+def _drained() -> Failure:
+    return Failure(code="drained", message="the run was told to end, and left a checkpoint for the next one")
 
 
 def _silent() -> Failure:

@@ -1,6 +1,7 @@
 """What every store promises; the same tests for a directory and for a bucket."""
 
 import hashlib
+import os
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -140,14 +141,60 @@ class TestStore:
 
         assert not store.exists(key)
 
+    def test_the_keys_below_a_folder_are_listed_in_order_and_can_be_read(
+        self, store: Store, file: Callable[[bytes], Path]
+    ) -> None:
+        keys = ["default/j1/a1/video.mp4", "default/j1/a1/deep/x", "default/j1/.b", "default/j10/c", "other/j1/d"]
+        for key in keys:
+            store.put(key, file(key.encode()), content_type="video/mp4")
+
+        assert store.list("default/j1") == ["default/j1/.b", "default/j1/a1/deep/x", "default/j1/a1/video.mp4"]
+        assert store.list("default") == sorted(keys[:-1])
+        assert all(store.read(key) == key.encode() for key in store.list("default"))
+
+    def test_more_keys_than_one_answer_of_s3_holds_are_listed(
+        self, store: Store, file: Callable[[bytes], Path]
+    ) -> None:
+        keys = [f"default/j1/{number:04}" for number in range(1005)]
+        path = file(b"")
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda key: store.put(key, path, content_type="video/mp4"), keys))
+
+        assert store.list("default/j1") == keys
+
+    @pytest.mark.parametrize("prefix", ["default/j2", "default/j", KEY, f"{KEY}/x", "nobody"])
+    def test_where_nothing_is_the_list_is_empty(self, store: Store, file: Callable[[bytes], Path], prefix: str) -> None:
+        assert store.list(prefix) == []
+        store.put(KEY, file(b"a video"), content_type="video/mp4")
+        assert store.list(prefix) == []
+
+    def test_what_was_deleted_is_gone(self, store: Store, file: Callable[[bytes], Path]) -> None:
+        for key in (KEY, KEY + ".json"):
+            store.put(key, file(b"a video"), content_type="video/mp4")
+
+        store.delete(KEY)
+
+        assert store.list("default") == [KEY + ".json"]
+        with pytest.raises(NotFound):
+            store.read(KEY)
+
+    @pytest.mark.parametrize("key", [KEY, "default", "default/j1"])
+    def test_deleting_what_is_not_there_is_no_error(
+        self, store: Store, file: Callable[[bytes], Path], key: str
+    ) -> None:
+        store.put(KEY + ".json", file(b"{}"), content_type="application/json")
+
+        store.delete(key)
+
+        assert store.list("default") == [KEY + ".json"]
+
     @pytest.mark.parametrize("key", ["../file", "default/../../file", "/etc/passwd", "", "default//x", "./x", ".."])
     def test_a_key_that_leads_elsewhere_is_refused(self, store: Store, file: Callable[[bytes], Path], key: str) -> None:
         with pytest.raises(NotFound):
             store.put(key, file(b"a video"), content_type="video/mp4")
-        with pytest.raises(NotFound):
-            store.open(key)
-        with pytest.raises(NotFound):
-            store.read(key)
+        for call in (store.open, store.read, store.list, store.delete):
+            with pytest.raises(NotFound):
+                call(key)
 
     def test_a_reader_during_a_put_sees_the_old_or_the_new(self, store: Store, file: Callable[[bytes], Path]) -> None:
         versions = {letter * 2**20 for letter in (b"a", b"b")}
@@ -180,6 +227,8 @@ class TestStore:
             lambda: store.read(KEY),
             lambda: store.open(KEY),
             lambda: store.exists(KEY),
+            lambda: store.list("default"),
+            lambda: store.delete(KEY),
         ):
             with pytest.raises(Unavailable):
                 call()
@@ -208,6 +257,19 @@ class TestDirectory:
             store.put(KEY, tmp_path, content_type="video/mp4")
 
         assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+    def test_a_put_under_way_is_not_listed(self, store: Store, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor() as threads:
+            put = threads.submit(store.put, KEY, pipe, content_type="video/mp4")
+            with pipe.open("wb") as writer:
+                writer.write(b"half")
+                writer.flush()
+                under_way = store.list("default")
+        assert under_way == []
+        assert put.exception() is None
+        assert store.list("default") == [KEY]
 
     def test_a_link_out_of_the_directory_is_not_followed(self, store: Store, tmp_path: Path) -> None:
         store.ping()
@@ -255,3 +317,20 @@ class TestBucket:
 
         with pytest.raises(Unavailable, match="credentials"):
             store.link(KEY, expires_s=60)
+
+    def test_an_upload_under_way_is_not_listed(self, store: Store, place: Place) -> None:
+        bucket, _, prefix = place.settings.store_url.removeprefix("s3://").partition("/")
+        client = boto3.client("s3", endpoint_url=place.settings.s3_endpoint)
+        name = {"Bucket": bucket, "Key": f"{prefix}/{KEY}"}
+        upload = client.create_multipart_upload(**name)["UploadId"]
+        client.upload_part(**name, UploadId=upload, PartNumber=1, Body=b"half")
+
+        assert store.list("default") == []
+
+    def test_a_mark_of_a_folder_is_no_artifact(self, store: Store, place: Place) -> None:
+        """Some tools write an empty object that ends in a slash, to show a folder."""
+        bucket, _, prefix = place.settings.store_url.removeprefix("s3://").partition("/")
+        client = boto3.client("s3", endpoint_url=place.settings.s3_endpoint)
+        client.put_object(Bucket=bucket, Key=f"{prefix}/default/j1/", Body=b"")
+
+        assert store.list("default") == []

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from diffusers.utils import logging as diffusers_logging
 
 from engine.mesh import Ranks, join
 from engine.models import tiny
-from tests.engine.ours import torchrun
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,12 +36,10 @@ def ranks() -> Ranks:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what two real ranks computed, under every plan, as tests/engine/two_ranks.py writes it."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    script = Path(__file__).with_name("two_ranks.py")
-    done = subprocess.run(
-        torchrun(2, str(script), str(models), str(folder)), env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def many_ranks(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what real ranks computed, under every plan, as tests/engine/many_ranks.py writes it."""
+    folder = tmp_path_factory.mktemp("many_ranks")
+    command = [sys.executable, "-m", "tests.engine.many_ranks", str(models), str(folder)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0
     return folder

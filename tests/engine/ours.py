@@ -1,6 +1,7 @@
 """Our side of a comparison: a small video, made by the engine."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode, image
+from engine import decode, denoise, image, load
 from engine.contract.artifact import Artifact
-from engine.contract.models import CATALOG
+from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
-from engine.contract.request import Request
+from engine.contract.request import Input, Request
 from engine.image import Picture
+from engine.latents import Run, Stages, make_latents
 from engine.mesh import Mesh, Ranks, divide
-from engine.models import tiny
+from engine.models import feed, tiny
+from engine.models.wan import Denoiser
 from engine.report import Silence
-from engine.worker import Stages, make_latents
+from engine.stop import Stop
 from tests.make import a_plan, a_request, an_input
 from tests.pictures import a_file, a_picture
 
@@ -47,28 +50,53 @@ def upload(request: Request) -> bytes:
     return a_file(a_picture(request.input.width * 2, request.input.height * 2))
 
 
-def a_mesh(request: Request, ranks: Ranks, plan: Plan = ALONE) -> Mesh:
-    """The mesh that the worker would make for this request."""
-    given = request.input
-    num_tokens = request.row.num_tokens(width=given.width, height=given.height, num_frames=given.num_frames)
-    return divide(ranks, plan, num_tokens=num_tokens)
-
-
-def our_latents(
-    request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE, file: bytes | None = None
-) -> tuple[torch.Tensor, Any]:
+def our_latents(request: Request, models: Path, ranks: Ranks, **over: Any) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
-    picture, body, size = None, file or upload(request), (request.input.width, request.input.height)
-    if request.input.image and ranks.is_reporter:
-        read = Artifact.of(body, key=request.input.image, content_type="image/png")
-        picture = Picture(rgb=image.read(body, size=size), upload=read)
-    mesh = a_mesh(request, ranks, plan)
-    return make_latents(request, models, picture=picture, mesh=mesh, stages=Stages(Silence()))
+    return make_latents(a_run(request, models, ranks, **over))
 
 
-def ours(request: Request, models: Path, ranks: Ranks, file: bytes | None = None) -> Sample:
+def a_run(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE, **over: Any) -> Run:
+    """A run that nobody stops and that leaves no checkpoint."""
+    mesh, stages = divide(ranks, plan), Stages(Silence())
+    picture = a_read_picture(request, upload(request)) if request.input.image else None
+    parts = {"mesh": mesh, "stages": stages, "stop": Stop(), "picture": picture, "checkpoints": None, **over}
+    return Run(request=request, folder=models / request.model, **parts)
+
+
+def a_read_picture(request: Request, file: bytes) -> Picture:
+    """What the reporter makes of an upload."""
+    read = Artifact.of(file, key=str(request.input.image), content_type="image/png")
+    return Picture(rgb=image.read(file, size=(request.input.width, request.input.height)), upload=read)
+
+
+def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
+    """The model of a request, on these ranks."""
+    return load.start(row, models / row.name, flow_shift=given.flow_shift, steps=given.steps, mesh=mesh).denoiser
+
+
+def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
+    """The steps of a request, with embeddings that no prompt gives: enough to compare numbers."""
+    prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
+    embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative if given.guidance_scale > 1 else None)
+    size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
+    noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
+    start = denoise.Snapshot(step=0, latents_bcfhw=noise)
+    fed = our_feed(model, row, given, noise)
+    return denoise.denoise(model, embeddings, start, feed=fed, scales=(given.guidance_scale, 3.0), mesh=mesh)
+
+
+def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) -> feed.Feed:
+    """The feed of a request, with latents that no picture gives."""
+    is_per_token = model.expand_timesteps
+    if given.image is None:
+        return feed.from_text(noise, is_per_token=is_per_token)
+    picture = noise.flip(-1)[:, :, : 1 if is_per_token else None]
+    return feed.from_image(noise, picture, mask_channels=row.temporal_stride, is_per_token=is_per_token)
+
+
+def ours(request: Request, models: Path, ranks: Ranks, **over: Any) -> Sample:
     """What the engine makes of a request."""
-    latents, vae = our_latents(request, models, ranks, file=file)
+    latents, vae = our_latents(request, models, ranks, **over)
     return Sample(latents=latents, frames=decode.decode(vae, latents))
 
 

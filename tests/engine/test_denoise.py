@@ -1,5 +1,6 @@
 """The step loop equals diffusers' pipeline bit for bit, and yields what it promises."""
 
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ from PIL import Image
 from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.contract.request import Request
-from engine.mesh import Ranks
-from engine.models import feed, wan
-from tests.engine.ours import IMAGE, WAYS, a_mesh, a_video_request, our_latents, ours
+from engine.mesh import Ranks, divide
+from tests.engine.ours import (
+    ALONE,
+    IMAGE,
+    WAYS,
+    a_read_picture,
+    a_video_request,
+    our_latents,
+    our_model,
+    our_steps,
+    ours,
+)
 from tests.engine.theirs import pipeline, theirs
 from tests.pictures import a_file
 
@@ -34,14 +44,9 @@ IMAGE_CASES = ("small", "defaults of the row", "one pass", "second scale of one"
 PAIRS = [(way, case) for way, (_, image) in WAYS.items() for case in (IMAGE_CASES if image else CASES)]
 
 
-def some_steps(request: Request, models: Path, ranks: Ranks) -> Any:
-    row, given, mesh = request.row, request.input, a_mesh(request, ranks)
-    model = load.load_denoiser(row, models, flow_shift=given.flow_shift, mesh=mesh)
-    prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
-    noise = denoise.make_noise(row, width=128, height=96, num_frames=9, seed=given.seed, device=ranks.device)
-    embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
-    fed = feed.from_text(noise, is_per_token=model.expand_timesteps)
-    return denoise.denoise(model, embeddings, noise, feed=fed, steps=given.steps, scales=(4.0, 3.0), mesh=mesh)
+def some_steps(request: Request, models: Path, ranks: Ranks) -> Iterator[denoise.Step]:
+    row, given, mesh = request.row, request.input, divide(ranks, ALONE)
+    return our_steps(our_model(row, given, models, mesh), row, given, mesh)
 
 
 @pytest.mark.parametrize(("way", "case"), PAIRS)
@@ -61,7 +66,8 @@ def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path
     name, image = WAYS[way]
     request = a_video_request(name, **image)
     row = replace(request.row, dtype="bfloat16")
-    expert = wan.load_denoiser(row, models / name, flow_shift=3.0).experts[0]
+    parts = load.start(row, models / name, flow_shift=3.0, steps=4, mesh=divide(ranks, ALONE))
+    expert = parts.denoiser.experts[0]()
     expected = pipeline(request, models, dtype=torch.bfloat16).transformer
     assert {n: p.dtype for n, p in expert.named_parameters()} == {n: p.dtype for n, p in expected.named_parameters()}
     assert expert.scale_shift_table.dtype == torch.float32
@@ -71,7 +77,7 @@ def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path
 @pytest.mark.parametrize("prompt", ["a cat", "  a  &amp;amp; b\n\tc\u3000d ", "\u00c3\u00a9t\u00c3\u00a9", "x " * 600])
 def test_embeddings_equal_those_of_diffusers(models: Path, ranks: Ranks, prompt: str) -> None:
     request = a_video_request("tiny-t2v")
-    parts = load.load_text_parts(request.row, models, ranks=ranks)
+    parts = load.load_text_parts(request.row, models / request.model, ranks=ranks)
     (mine,) = text.encode(parts, [prompt], ranks=ranks)
     with torch.no_grad():
         expected, _ = pipeline(request, models).encode_prompt(
@@ -82,38 +88,38 @@ def test_embeddings_equal_those_of_diffusers(models: Path, ranks: Ranks, prompt:
 
 def test_each_step_is_counted_and_timed(models: Path, ranks: Ranks) -> None:
     steps = list(some_steps(a_video_request("tiny-t2v", steps=5), models, ranks))
-    assert [(step.step, step.steps) for step in steps] == [(k, 5) for k in range(1, 6)]
+    assert [(step.after.step, step.steps) for step in steps] == [(k, 5) for k in range(1, 6)]
     assert all(step.seconds > 0 for step in steps)
-    assert len({step.latents_bcfhw.sum().item() for step in steps}) == 5
+    assert len({step.after.latents_bcfhw.sum().item() for step in steps}) == 5
 
 
 def test_a_step_is_computed_only_when_it_is_asked_for(models: Path, ranks: Ranks) -> None:
     asked = some_steps(a_video_request("tiny-t2v", steps=100), models, ranks)
     first = next(asked)
     asked.close()
-    assert first.step == 1
+    assert first.after.step == 1
     assert torch.is_grad_enabled()
 
 
 def test_a_step_that_was_yielded_does_not_change_any_more(models: Path, ranks: Ranks) -> None:
     steps = some_steps(a_video_request("tiny-ti2v", steps=3), models, ranks)
     first = next(steps)
-    before = first.latents_bcfhw.clone()
+    before = first.after.latents_bcfhw.clone()
     list(steps)
-    assert torch.equal(first.latents_bcfhw, before)
+    assert torch.equal(first.after.latents_bcfhw, before)
     with pytest.raises(FrozenInstanceError):
-        first.step = 9
+        first.after = None
 
 
 @pytest.mark.parametrize("name", ["tiny-i2v", "tiny-ti2v"])
 def test_the_image_has_a_say_and_ti2v_begins_with_it(models: Path, ranks: Ranks, name: str) -> None:
-    request = a_video_request(name, **IMAGE)
-    light, dark = (ours(request, models, ranks, file=a_file(Image.new("RGB", (64, 64), c))) for c in ("white", "black"))
-    assert not torch.equal(light.latents, dark.latents)
-    if name == "tiny-ti2v":
-        other_seed = ours(a_video_request(name, **IMAGE, seed=8), models, ranks, file=a_file(Image.new("RGB", (9, 9))))
-        assert torch.equal(other_seed.latents[:, :, 0], dark.latents[:, :, 0])
-        assert not torch.equal(other_seed.latents[:, :, 1], dark.latents[:, :, 1])
+    request, other_seed = a_video_request(name, **IMAGE), a_video_request(name, **IMAGE, seed=8)
+    white, black = (a_read_picture(request, a_file(Image.new("RGB", (9, 9), c))) for c in ("white", "black"))
+    light, dark = (our_latents(request, models, ranks, picture=picture)[0] for picture in (white, black))
+    other, _ = our_latents(other_seed, models, ranks, picture=black)
+    assert not torch.equal(light, dark)
+    assert not torch.equal(other[:, :, 1], dark[:, :, 1])
+    assert torch.equal(other[:, :, 0], dark[:, :, 0]) == (name == "tiny-ti2v")
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a bear"}, {"flow_shift": 9.0}, {"guidance_scale_2": 9.0}])

@@ -18,11 +18,9 @@ from PIL import Image
 from engine import first_frame, image
 from engine.adapters.store import DirStore
 from engine.contract.errors import JobFailed
-from engine.contract.job import upload_key
 from engine.contract.upload import UPLOAD_MAX_BYTES, UPLOAD_MAX_PIXELS
 from engine.mesh import Ranks
 from engine.models import wan
-from tests.make import TENANT
 from tests.pictures import a_file, a_picture
 
 SIZE = (64, 32)
@@ -145,15 +143,15 @@ def test_a_photo_with_its_preview_is_a_photo() -> None:
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     store = DirStore(tmp_path / "store")
     (tmp_path / "file").write_bytes(a_file(a_picture(), "JPEG"))
-    store.put(upload_key(TENANT, "cat.png"), tmp_path / "file", content_type="image/png")
-    picture = image.fetch(store, "cat.png", tenant=TENANT, size=SIZE)
+    store.put("default/uploads/cat.png", tmp_path / "file", content_type="image/png")
+    picture = image.fetch(store, "default/uploads/cat.png", size=SIZE)
     assert picture.rgb.size == SIZE
     assert picture.upload.to_json()["content_type"] == "image/jpeg"
 
 
 def test_an_upload_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match=r"no upload cat\.png") as failure:
-        image.fetch(DirStore(tmp_path), "cat.png", tenant=TENANT, size=SIZE)
+    with pytest.raises(JobFailed, match=r"the image cat\.png is not in the store") as failure:
+        image.fetch(DirStore(tmp_path), "default/uploads/cat.png", size=SIZE)
     assert (failure.value.code, failure.value.retryable) == ("input_invalid", False)
 
 
@@ -211,7 +209,7 @@ def test_any_bytes_are_a_picture_or_refused(kind: str, changes: list[tuple[float
 
 
 def test_latents_of_a_picture_are_those_of_its_values_between_minus_one_and_one(models: Path, ranks: Ranks) -> None:
-    vae = wan.load_vae(models / "tiny-ti2v")
+    vae = wan.read_weights(wan.make_vae(models / "tiny-ti2v"), models / "tiny-ti2v" / "vae")
     picture = image.read(a_file(), size=(64, 64))
     found = first_frame.encode(vae, picture, num_frames=1, ranks=ranks)
     tensor = VideoProcessor(vae_scale_factor=16).preprocess(picture, 64, 64)[:, :, None]

@@ -11,8 +11,8 @@ import pytest
 from engine import load
 from engine.contract.errors import JobFailed
 from engine.contract.models import CATALOG
-from engine.mesh import Ranks
-from tests.engine.ours import a_mesh, a_video_request
+from engine.mesh import Ranks, divide
+from tests.engine.ours import ALONE
 
 ROW = CATALOG["tiny-t2v"]
 TRANSFORMER = "transformer_2/diffusion_pytorch_model.safetensors"
@@ -63,10 +63,12 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 def load_all(models: Path, ranks: Ranks) -> None:
-    request = a_video_request(ROW.name)
-    load.load_text_parts(ROW, models, ranks=ranks)
-    load.load_vae(ROW, models, ranks=ranks)
-    load.load_denoiser(ROW, models, flow_shift=3.0, mesh=a_mesh(request, ranks))
+    folder = models / ROW.name
+    load.load_text_parts(ROW, folder, ranks=ranks)
+    parts = load.start(ROW, folder, flow_shift=3.0, steps=8, mesh=divide(ranks, ALONE))
+    assert parts.vae
+    for part in (*parts.denoiser.experts.values(), parts.vae):
+        part()
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -81,7 +83,6 @@ def test_broken_weights_are_named(models: Path, ranks: Ranks, tmp_path: Path, ca
     assert str(folder / name.partition("/")[0]) in failure.value.message
 
 
-def test_only_the_reporter_reads_the_text_encoder_and_the_autoencoder(tmp_path: Path, ranks: Ranks) -> None:
+def test_only_the_reporter_reads_the_text_encoder(tmp_path: Path, ranks: Ranks) -> None:
     other = Ranks(rank=1, world_size=2, device=ranks.device)
     assert load.load_text_parts(ROW, tmp_path, ranks=other) is None
-    assert load.load_vae(ROW, tmp_path, ranks=other) is None

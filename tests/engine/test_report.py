@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.adapters.bus import Bus
 from engine.contract.schemas import STAGES, validate
 from engine.contract.settings import Settings
-from engine.report import Progress, Reporter, Voice
+from engine.report import LogVoice, Progress, Reporter
 from tests.make import JOB, TENANT, an_event
 from tests.servers import free_port, wait_until
 
@@ -34,8 +34,8 @@ def heard(bus: Bus) -> list[dict[str, Any]]:
     return [json.loads(message.body) for message in messages]
 
 
-def a_voice(bus: Bus) -> Voice:
-    return Voice(bus=bus, tenant=TENANT, job=JOB, attempt=1)
+def a_voice(bus: Bus) -> LogVoice:
+    return LogVoice(bus=bus, tenant=TENANT, job=JOB, attempt=1)
 
 
 @given(calls=st.lists(stages | steps, min_size=1, max_size=50))

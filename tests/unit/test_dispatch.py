@@ -38,6 +38,9 @@ def decision(job: Job, run: Observation, *, now: datetime = AT) -> Decision:
         (("launched", "started"), SUCCEEDED, 1, Act.RECOVER),
         (("launched", "started"), ABSENT, 1, Act.LAUNCH),
         (("launched", "started", "retrying"), ABSENT, 1, Act.LAUNCH),
+        (("launched", "started", "drained"), RUNNING, 1, Act.WAIT),
+        (("launched", "started", "drained"), FAILED, 1, Act.RECOVER),
+        (("launched", "started", "drained"), ABSENT, 1, Act.LAUNCH),
         (("cancel",), ABSENT, 1, Act.CANCEL),
         (("launched", "started", "cancel"), RUNNING, 1, Act.CANCEL),
         (("launched", "started", "completed"), RUNNING, 1, Act.WAIT),
@@ -78,3 +81,33 @@ def test_a_failure_that_no_attempt_can_mend_is_final() -> None:
     failure = replace(CRASH, retryable=False)
 
     assert after_failure(a_job("launched"), failure).act is Act.FAIL
+
+
+def test_a_drained_run_is_tried_again_and_does_not_count() -> None:
+    once = a_job("launched", "started", "drained", request=a_request(max_attempts=1))
+    ended = decision(once, FAILED)
+    assert (ended.act, ended.failure.code) == (Act.RECOVER, "drained")
+
+    after = after_failure(once, ended.failure)
+    assert (after.act, after.attempt) == (Act.RETRY, 2)
+
+    assert after_failure(replace(once, attempt=2), CRASH).act is Act.FAIL
+
+
+def test_a_run_that_crashes_after_it_was_drained_and_started_again_has_crashed() -> None:
+    assert decision(a_job("launched", "drained", "started"), FAILED).failure == CRASH
+
+
+@pytest.mark.parametrize(
+    ("stage", "seconds_per_step", "patience_s"),
+    [("denoising", 1.0, 90), ("denoising", 10.0, 300), ("denoising", 1000.0, 900), ("decoding", 1.0, 900)],
+)
+def test_a_step_is_waited_for_as_long_as_the_steps_before_say(
+    stage: str, seconds_per_step: float, patience_s: float
+) -> None:
+    progress = {"attempt": 1, "stage": stage, "seconds_per_step": seconds_per_step}
+    job = a_job("launched", "started", "progress", progress=progress)
+    acts = [
+        decide(job, RUNNING, now=AT + timedelta(seconds=patience_s + delta), stall_s=900.0).act for delta in (-1, 1)
+    ]
+    assert acts == [Act.WAIT, Act.RETRY]

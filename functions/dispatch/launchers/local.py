@@ -28,8 +28,10 @@ from functions.dispatch.launcher import Failure, Observation, Phase
 # The shell notes its process group, leaves the run in the background and ends: the run is nobody's child, so that it
 # outlives dispatch and needs nobody to reap it. The exit code comes last and whole.
 _SCRIPT = 'echo $$ > group; { "$@" > log 2>&1 < /dev/null; echo $? > exit.tmp; mv exit.tmp exit; } &'
-# From SIGTERM to SIGKILL: time to leave the step loop, inside the ten seconds that a cancel may take.
-_GRACE_S = 5.0
+# From SIGTERM to SIGKILL, inside the ten seconds that a cancel may take: nothing of the run is needed any more.
+_CANCEL_S = 5.0
+# The same when the run is to go on later: time to finish its step and to leave a checkpoint.
+_DRAIN_S = 60
 # Between the folder and the lock lies one fork; a folder without a run for this long belongs to a dispatch that died.
 _START_S = 10.0
 # On a processor the number of threads changes the rounding: with one each, one process and many make the same video,
@@ -51,6 +53,7 @@ def manifest(job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str], 
     """The child for one attempt: torchrun, or `command` in its place. No prompt is in it: the engine reads the log."""
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        f"--shutdown-timeout={_DRAIN_S}",
         *(f"--nnodes={plan.num_nodes}", f"--nproc-per-node={plan.num_processes}", "-m", "engine"),
     )
     own = {
@@ -118,12 +121,7 @@ class LocalLauncher:
     def cancel(self, run: str) -> None:
         """End the run: SIGTERM to all of it, SIGKILL after five seconds."""
         folder = self._root / run
-        for sign, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 2.0)):
-            end = time.monotonic() + patience_s
-            if _is_locked(folder):
-                _signal(folder, sign)
-            while _is_locked(folder) and time.monotonic() < end:
-                time.sleep(0.02)
+        self._end(folder, patience_s=_CANCEL_S)
 
     def active(self) -> list[str]:
         """The names of all runs that are RUNNING."""
@@ -135,7 +133,15 @@ class LocalLauncher:
         """End every run so that it may be launched again under its name: the system goes down, not the jobs."""
         for run in self.active():
             (self._root / run / "stopped").touch()
-            self.cancel(run)
+            self._end(self._root / run, patience_s=_DRAIN_S)
+
+    def _end(self, folder: Path, *, patience_s: float) -> None:
+        for sign, limit_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 2.0)):
+            end = time.monotonic() + limit_s
+            if _is_locked(folder):
+                _signal(folder, sign)
+            while _is_locked(folder) and time.monotonic() < end:
+                time.sleep(0.02)
 
     def _prune(self) -> None:
         for folder in self._root.iterdir():

@@ -1,0 +1,137 @@
+"""Denoise under every plan on real ranks, and keep the latents of each: arguments: MODELS DIR.
+
+The ranks of each world size are forked from one process that has imported everything: imports take most of the time.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from engine.contract.plan import Plan
+from engine.mesh import Ranks, divide, join
+from tests.engine.ours import WAYS, a_video_request, our_model, our_steps
+from tests.make import a_plan
+from tests.servers import free_port
+
+# 3 x 3 patches in 3 latent frames: 27 tokens, which neither 2 nor 4 ranks can share evenly.
+ODD = {"width": 96, "height": 96, "num_frames": 9}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan, for one kind of input."""
+
+    name: str
+    plan: Plan
+    inputs: dict[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    fp32_tolerance: float = 0.0
+
+
+def pairs(case: Case) -> list[tuple[str, str]]:
+    """The ways and dtypes of a case: a model that is the same with an image has it in float32 alone."""
+    return [
+        (way, dtype)
+        for (way, (_, image)), dtype in product(WAYS.items(), case.dtypes)
+        if not image or dtype == "float32"
+    ]
+
+
+def on(num_processes: int, **degrees: Any) -> Plan:
+    return a_plan(num_processes=num_processes, **{"cfg": 1, **degrees})
+
+
+# Sharded float32: an unsharded layer is a view into one buffer, and a processor's sums round by the alignment of it.
+SHARDED = 2e-5
+
+CASES = [
+    Case("cfg2", on(2, cfg=2)),
+    Case("ulysses2", on(2, ulysses=2)),
+    Case("ring2", on(2, ring=2)),
+    Case("fsdp2", on(2, ulysses=2, shard=2), fp32_tolerance=SHARDED),
+    Case("fsdp2 by layer", on(2, cfg=2, shard=2, reshard=True), fp32_tolerance=SHARDED),
+    Case("ulysses2, odd", on(2, ulysses=2), inputs=ODD),
+    Case("ring2, odd", on(2, ring=2), inputs=ODD),
+    Case("cfg2, one pass", on(2, cfg=2), inputs={"guidance_scale": 1.0}, dtypes=("float32",)),
+    Case("ulysses3", on(3, ulysses=3)),
+    Case("ring3, odd", on(3, ring=3), inputs=ODD, dtypes=("float32",)),
+    Case("cfg2 x ulysses2", on(4, cfg=2, ulysses=2)),
+    Case("cfg2 x ulysses2, odd", on(4, cfg=2, ulysses=2), inputs=ODD, dtypes=("float32",)),
+    Case("ring2 x ulysses2, odd", on(4, ring=2, ulysses=2), inputs=ODD),
+    Case("cfg2 x ulysses2 x fsdp4", on(4, cfg=2, ulysses=2, shard=4), fp32_tolerance=SHARDED),
+    Case("cfg2 x ring2 x hsdp2", on(4, cfg=2, ring=2, shard=2), fp32_tolerance=SHARDED),
+]
+
+
+def file_of(case: Case, way: str, dtype: str, rank: int) -> str:
+    return f"{case.name}, {way}, {dtype}, {rank}.pt"
+
+
+def latents(way: str, inputs: dict[str, Any], models: Path, ranks: Ranks, *, plan: Plan, dtype: str) -> torch.Tensor:
+    """What these ranks denoise."""
+    model, image = WAYS[way]
+    request = a_video_request(model, **inputs, **image)
+    row, mesh = replace(request.row, dtype=dtype), divide(ranks, plan)
+    *_, last = our_steps(our_model(row, request.input, models, mesh), row, request.input, mesh)
+    return last.after.latents_bcfhw
+
+
+def weights_held(models: Path, ranks: Ranks, plan: Plan) -> list[tuple[float, float]]:
+    """After each step: the share of its weights that this rank holds, of the first expert and of the second."""
+    request = a_video_request("tiny-t2v", steps=8)
+    mesh = divide(ranks, plan)
+    model = our_model(request.row, request.input, models, mesh)
+    return [
+        (share_held(model.experts[0]()), share_held(model.experts[1]()))
+        for _ in our_steps(model, request.row, request.input, mesh)
+    ]
+
+
+def share_held(expert: torch.nn.Module) -> float:
+    parameters = list(expert.parameters())
+    here = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+    return sum(part.numel() for part in here) / sum(parameter.numel() for parameter in parameters)
+
+
+def main(models: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    for world_size in sorted({case.plan.world_size for case in CASES}):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+        children = [fork(rank, world_size, models, folder) for rank in range(world_size)]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert statuses == [0] * world_size, f"{world_size} ranks ended with {statuses}"
+
+
+def fork(rank: int, world_size: int, models: Path, folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.environ["RANK"] = str(rank)
+        ranks = join(rank=rank, local_rank=rank, world_size=world_size, num_threads=1)
+        for case in CASES:
+            if case.plan.world_size == world_size:
+                compute(case, models, folder, ranks)
+                if case.plan.shard > 1:
+                    torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {rank}.pt")
+        ranks.close()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
+    for way, dtype in pairs(case):
+        result = latents(way, case.inputs, models, ranks, plan=case.plan, dtype=dtype)
+        torch.save(result, folder / file_of(case, way, dtype, ranks.rank))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
