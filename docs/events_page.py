@@ -31,6 +31,7 @@ _MEANING = {
     "flow_shift": "where on the noise schedule the steps lie",
     "image": "name of an upload: the picture that the video starts from",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
+    "crf": "how much the mp4 may lose: less is finer and larger",
 }
 _OPTION_MEANING = {
     "priority": "who starts first; while all three wait, six to three to one, so that none waits for ever",

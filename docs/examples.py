@@ -23,6 +23,7 @@ REQUEST: dict[str, Any] = {
         "guidance_scale_2": 3.0,
         "flow_shift": 12.0,
         "seed": 42,
+        "crf": 18,
     },
     "priority": "normal",
     "max_attempts": 3,

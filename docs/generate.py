@@ -42,6 +42,33 @@ several nodes every number works: what the heads cannot share is passed around i
 
 {plans}
 
+## Where weights come from
+
+`CINEVENT_MODELS_DIR` has one diffusers folder per model, named after it. Pods of a node may share it. What is there is
+used as it is; what is not is fetched from where `CINEVENT_MODELS_URL` says, by one process while the others wait:
+
+| `CINEVENT_MODELS_URL` | from |
+| --- | --- |
+| empty | nowhere: a missing model fails the job with `model_load_failed` |
+| `s3://BUCKET/PREFIX` | `s3://BUCKET/PREFIX/MODEL/`; credentials and `CINEVENT_S3_ENDPOINT` as for artifacts |
+| `hub`, `hub@REVISION` | the Hugging Face repository of the table above; a branch, a tag or a commit of it |
+
+The hub's own variables are obeyed: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`.
+A folder appears under its name when all of it is checked and on the disk. Until then it is `.MODEL.partial`; a fetch
+that was killed goes on there, and parts that are there are not read again. `.MODEL.lock` says who fetches.
+
+From S3, every file that `SHA256SUMS` lists is compared with it. Write it before the upload:
+
+```bash
+cd wan2.2-ti2v-5b
+find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum > SHA256SUMS
+aws s3 cp --recursive . s3://BUCKET/PREFIX/wan2.2-ti2v-5b/
+```
+
+A file that it does not list is compared with what S3 itself knows: a SHA256 or CRC32 of the whole object, or an ETag
+that is an md5. Where there is none of these, as with objects that are encrypted with a key of KMS and have a CRC64NVME,
+only its size is, and the log says so. From the hub, every file is compared with the hub's own checksum.
+
 _Made from engine/contract/models.py by `make docs`._
 """
 _FROM = {"none": "text", "optional": "text, or text and an image", "required": "text and an image"}

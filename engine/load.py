@@ -64,6 +64,11 @@ def start(
     return Parts(denoiser=denoiser, vae=read.get("vae"))
 
 
+def load_vae(folder: Path) -> Any:
+    """The autoencoder, on the CPU, for a rank that only helps to decode."""
+    return wan.read_weights(wan.make_vae(folder), folder / "vae")
+
+
 def _place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
     """Split the expert's sequence and its weights as the plan says, and make room for the weights on the device."""
     if mesh.sequence:

@@ -1,7 +1,8 @@
 """Worker: one job on one rank, from top to bottom.
 
 In: the request and the ranks. Out: artifacts in the store, the manifest last, and the events of it.
-All ranks walk the same way until the latents are finished (latents.py); the rest is the reporter's.
+All ranks walk the same way until the latents are finished (latents.py), and on if it takes all of them to decode; the
+rest is the reporter's.
 """
 
 import json
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode, image, video
+from engine import decode, image, load, video
+from engine.adapters import weights
 from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
 from engine.contract.artifact import Artifact, Manifest, encode
@@ -32,10 +34,12 @@ from engine.latents import Run, Stages, make_latents
 from engine.mesh import Ranks, divide
 from engine.report import Reporter, Silence, Voice
 from engine.stop import Stop, Stopped, Why
+from engine.tiles import Tiles
 
 _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "diffusers", "transformers")
+_VIDEO, _POSTER = "video.mp4", "poster.jpg"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,29 +83,34 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     picture = _picture(request, outlet) if outlet else None
     reporter = Reporter(outlet.voice, steps=request.input.steps) if outlet else Silence()
     stages = Stages(reporter)
-    folder = Path(settings.models_dir) / request.row.name
-    checkpoints = _checkpoints(request, folder, picture=picture, settings=settings, outlet=outlet)
-    run = Run(
-        request=request,
-        folder=folder,
-        mesh=mesh,
-        stages=stages,
-        stop=stop,
-        picture=picture,
-        checkpoints=checkpoints,
-    )
+    checkpoints = None
     try:
+        # Told as progress as long as bytes arrive: a long fetch is no stall.
+        folder = weights.ensure(request.row, settings, told=lambda *_: reporter.stage("loading"))
+        checkpoints = _checkpoints(request, folder, picture=picture, settings=settings, outlet=outlet)
+        run = Run(
+            request=request,
+            folder=folder,
+            mesh=mesh,
+            stages=stages,
+            stop=stop,
+            picture=picture,
+            checkpoints=checkpoints,
+        )
         latents, vae = make_latents(run)
-        # The other ranks are done: their devices are free for the next job while this one is decoded.
-        ranks.close()
-        if outlet:
-            frames = _decode(vae, latents, stages=stages)
-            inputs = {"image": picture.upload} if picture else {}
-            manifest = _store(frames, request, plan, inputs=inputs, outlet=outlet, stages=stages)
-            if checkpoints:
-                checkpoints.clear()
-            reporter.close()
-            outlet.voice.completed(manifest)
+        stages.enter("decoding")
+        with tempfile.TemporaryDirectory(prefix="cinevent-") as name:
+            work_folder = Path(name)
+            tiles = _decode_together(vae, latents, run, settings=settings, folder=work_folder)
+            # The other ranks are done: their devices are free for the next job while this one is encoded.
+            ranks.close()
+            if outlet:
+                tile = _decode(vae, latents, run, tiles=tiles, folder=work_folder)
+                manifest = _store(run, tile=tile, folder=work_folder, outlet=outlet)
+                if checkpoints:
+                    checkpoints.clear()
+                reporter.close()
+                outlet.voice.completed(manifest)
     finally:
         reporter.close()
         if checkpoints:
@@ -124,20 +133,35 @@ def _checkpoints(
     return Checkpoints(outlet.store, outlet.checkpoints, identity=same, interval_s=settings.checkpoint_interval_s)
 
 
-def _decode(vae: Any, latents: torch.Tensor, *, stages: Stages) -> np.ndarray:
-    stages.enter("decoding")
-    return decode.decode(vae, latents)
+def _decode_together(vae: Any, latents: torch.Tensor, run: Run, *, settings: Settings, folder: Path) -> Tiles | None:
+    """Tiles from all ranks, if whole frames do not fit the reporter's device; else None, and nothing is done yet."""
+    ranks = run.mesh.ranks
+    memory = int(settings.decode_memory_gib * 2**30) or decode.memory_of(ranks.device)
+    side = ranks.share(decode.first_side(vae, latents, memory_bytes=memory) if vae else 0)
+    if not side:
+        return None
+    vae = vae or load.load_vae(run.folder)
+    return decode.decode_in_tiles(vae, latents, side=side, ranks=ranks, folder=folder)
 
 
-def _store(
-    frames: np.ndarray,
-    request: Request,
-    plan: Plan,
-    *,
-    inputs: Mapping[str, Artifact],
-    outlet: Outlet,
-    stages: Stages,
-) -> bytes:
+def _decode(vae: Any, latents: torch.Tensor, run: Run, *, tiles: Tiles | None, folder: Path) -> int:
+    """Write the video and the poster into `folder`, encoding each frame as it is decoded; returns the tiles' side."""
+    given = run.request.input
+
+    def write(chunks: Iterator[np.ndarray]) -> None:
+        mp4, poster = folder / _VIDEO, folder / _POSTER
+        sizes = {"num_frames": given.num_frames, "fps": given.fps, "crf": given.crf}
+        video.write_video(ending(chunks), mp4, poster, **sizes)
+
+    def ending(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        yield from chunks
+        # All frames are decoded; what remains is the end of the file.
+        run.stages.enter("encoding_video")
+
+    return decode.film(vae, latents, write, tiles=tiles, folder=folder)
+
+
+def _store(run: Run, *, tile: int, folder: Path, outlet: Outlet) -> bytes:
     """Put the video, the poster and then the manifest; returns the manifest's bytes."""
 
     def put(path: Path, content_type: str, facts: Mapping[str, int | float] | None = None) -> Artifact:
@@ -145,44 +169,32 @@ def _store(
         outlet.store.put(key, path, content_type=content_type)
         return Artifact.of(path.read_bytes(), key=key, content_type=content_type, facts=facts)
 
-    with tempfile.TemporaryDirectory(prefix="cinevent-") as folder:
-        stages.enter("encoding_video")
-        mp4, poster, manifest = (Path(folder) / name for name in ("video.mp4", "poster.jpg", "manifest.json"))
-        video.write_mp4(frames, mp4, fps=request.input.fps)
-        video.write_poster(frames, poster)
-        stages.enter("storing")
-        artifacts = {
-            "video": put(mp4, "video/mp4", video.probe(mp4)),
-            "poster": put(poster, "image/jpeg"),
-        }
-        timings = stages.end()
-        body = encode(_manifest(request, plan, outlet=outlet, timings=timings, artifacts=artifacts, inputs=inputs))
-        manifest.write_bytes(body)
-        put(manifest, "application/json")
+    run.stages.enter("storing")
+    artifacts = {
+        "video": put(folder / _VIDEO, "video/mp4", video.probe(folder / _VIDEO)),
+        "poster": put(folder / _POSTER, "image/jpeg"),
+    }
+    body = encode(_manifest(run, tile=tile, outlet=outlet, artifacts=artifacts))
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(body)
+    put(manifest, "application/json")
     return body
 
 
-def _manifest(
-    request: Request,
-    plan: Plan,
-    *,
-    outlet: Outlet,
-    timings: Mapping[str, float],
-    artifacts: Mapping[str, Artifact],
-    inputs: Mapping[str, Artifact],
-) -> Manifest:
+def _manifest(run: Run, *, tile: int, outlet: Outlet, artifacts: Mapping[str, Artifact]) -> Manifest:
     return Manifest(
         key=f"{outlet.artifacts}manifest.json",
         job=outlet.job,
         tenant=outlet.tenant,
         attempt=outlet.attempt,
-        request=request.to_json(),
-        seed=request.input.seed,
-        plan=plan,
+        request=run.request.to_json(),
+        seed=run.request.input.seed,
+        plan=run.mesh.plan,
+        tile=tile,
         versions={"python": python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
-        timings=timings,
+        timings=run.stages.end(),
         artifacts=artifacts,
-        inputs=inputs,
+        inputs={"image": run.picture.upload} if run.picture else {},
     )
 
 

@@ -33,6 +33,7 @@ _INPUTS = {
     "steps": (int, "denoising steps"),
     "guidance_scale": (float, "how strictly to follow the prompt"),
     "seed": (int, "the same seed gives the same video"),
+    "crf": (int, "quality of the mp4: 1 (best, large) to 51"),
 }
 
 

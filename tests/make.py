@@ -71,6 +71,7 @@ def a_manifest(**over: Any) -> Manifest:
         "attempt": 1,
         "request": a_request().to_json(),
         "seed": a_request().input.seed,
+        "tile": 256,
         "plan": a_plan(),
         "versions": {"python": "3.11.0", "torch": "2.13.0"},
         "timings": {"loading": 2.0, "denoising": 30.0},

@@ -1,4 +1,4 @@
-"""Where artifacts and uploads are: a directory, or an S3 bucket. The only file that knows boto3.
+"""Where artifacts and uploads are: a directory, or an S3 bucket.
 
 A key is `<tenant>/<job>/a<attempt>/<name>` or `<tenant>/uploads/<name>` (contract/job.py). `put` is
 atomic: a reader sees a whole artifact or none. Foreign errors leave as NotFound or Unavailable.
@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from engine.adapters.s3 import connect, list_objects, split_url, translated
 from engine.contract.errors import NotFound, Unavailable
 from engine.contract.settings import Settings
 
@@ -55,8 +56,8 @@ def open_store(settings: Settings) -> Store:
     """The store that `store_url` names."""
     scheme, _, place = settings.store_url.partition(":")
     if scheme == "s3":
-        bucket, _, prefix = place.removeprefix("//").partition("/")
-        return S3Store(bucket, prefix=prefix.strip("/"), endpoint=settings.s3_endpoint)
+        bucket, prefix = split_url(settings.store_url)
+        return S3Store(bucket, prefix=prefix, endpoint=settings.s3_endpoint)
     return DirStore(Path(place))
 
 
@@ -85,7 +86,7 @@ class DirStore:
                 os.fsync(copy.fileno())
                 os.chmod(copy.name, 0o644)
                 os.replace(copy.name, target)
-            _sync(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise Unavailable(f"cannot store {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
 
@@ -150,7 +151,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (path for name in names if not (path := Path(at, name)).is_symlink())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power loss, as fsync does for a file's bytes."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -174,31 +175,19 @@ class S3Store:
     """A store in an S3 bucket, under a prefix; credentials as boto3 finds them."""
 
     def __init__(self, bucket: str, *, prefix: str, endpoint: str) -> None:
-        # Imported here: boto3 takes half a second, and a directory needs none of it.
-        import boto3
-        from botocore.config import Config
-
-        # s3v4: by default boto3 signs links in the old way, which AWS's newer regions and other services refuse.
-        config = Config(
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "max_attempts": 3},
-            signature_version="s3v4",
-        )
-        # A session of its own: the global one keeps the credentials of whoever came first.
-        self._client = boto3.Session().client("s3", endpoint_url=endpoint or None, config=config)
+        self._client = connect(endpoint)
         self._bucket = bucket
         self._prefix = prefix
 
     def ping(self) -> None:
         try:
-            with _translated(f"bucket {self._bucket}"):
+            with translated(f"bucket {self._bucket}"):
                 self._client.head_bucket(Bucket=self._bucket)
         except NotFound as error:
             raise Unavailable(f"there is no bucket {self._bucket}", retry_after_s=_RETRY_AFTER_S) from error
 
     def put(self, key: str, path: Path, *, content_type: str) -> None:
-        with _translated(key):
+        with translated(f"artifact {key}"):
             self._client.upload_file(str(path), self._bucket, self._name(key), ExtraArgs={"ContentType": content_type})
 
     def read(self, key: str) -> bytes:
@@ -210,7 +199,7 @@ class S3Store:
         data = tempfile.SpooledTemporaryFile(max_size=8 * 2**20)  # noqa: SIM115  (the caller closes it)
         with ExitStack() as on_error:
             on_error.enter_context(data)
-            with _translated(key):
+            with translated(f"artifact {key}"):
                 self._client.download_fileobj(self._bucket, self._name(key), data)
             data.seek(0)
             on_error.pop_all()
@@ -218,7 +207,7 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         try:
-            with _translated(key):
+            with translated(f"artifact {key}"):
                 self._client.head_object(Bucket=self._bucket, Key=self._name(key))
         except NotFound:
             return False
@@ -226,23 +215,16 @@ class S3Store:
 
     def link(self, key: str, *, expires_s: int) -> str | None:
         params = {"Bucket": self._bucket, "Key": self._name(key)}
-        with _translated(key):
+        with translated(f"artifact {key}"):
             return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s))
 
     def list(self, prefix: str) -> Keys:
-        pages = self._client.get_paginator("list_objects_v2")
         start = len(self._prefix) + 1 if self._prefix else 0
-        with _translated(prefix):
-            found = [
-                item["Key"]
-                for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._name(prefix)}/")
-                for item in page.get("Contents", [])
-            ]
-        # Some tools write an empty object that ends in a slash, to show a folder; no key is like that.
-        return sorted(name[start:] for name in found if not name.endswith("/"))
+        found = list_objects(self._client, self._bucket, f"{self._name(prefix)}/")
+        return sorted(item.key[start:] for item in found)
 
     def delete(self, key: str) -> None:
-        with _translated(key):
+        with translated(f"artifact {key}"):
             self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def _name(self, key: str) -> str:
@@ -254,21 +236,3 @@ def _checked(key: str) -> str:
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise NotFound(f"there is no artifact {key}")
     return key
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        found: Any = error.response.get("Error", {})
-        if found.get("Code") in ("404", "NoSuchKey"):
-            raise NotFound(f"there is no artifact {what}") from error
-        raise Unavailable(
-            f"S3 refused {what}: {found.get('Code')} {found.get('Message')}", retry_after_s=_RETRY_AFTER_S
-        ) from error
-    except (Boto3Error, BotoCoreError) as error:
-        raise Unavailable(f"S3 does not answer for {what}: {error}", retry_after_s=_RETRY_AFTER_S) from error

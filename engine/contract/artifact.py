@@ -67,6 +67,8 @@ class Manifest:
     """By name: video, poster."""
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     """What the request only names, as it was read: image."""
+    tile: int = 0
+    """Side in pixels of the tiles it was decoded in, which change the picture; 0: whole frames."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object."""

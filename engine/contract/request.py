@@ -28,6 +28,8 @@ _DEADLINE_S = 6 * 3600
 # A week: longer than any real job, short enough that a forgotten one ends.
 DEADLINE_MAX_S = 7 * 24 * 3600
 SEED_MAX = 2**32 - 1
+# x264's scale; 18 looks like the frames themselves. Not 0: that is lossless, in an H.264 profile that browsers lack.
+CRF = Limits(low=1, high=51, default=18)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,8 @@ class Input:
     seed: int
     image: str | None = None
     """Name of an upload: the picture that the video starts from."""
+    crf: int = CRF.default
+    """What the mp4 loses: less is larger. Has a default, since requests of before have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +138,7 @@ def schema(row: ModelRow) -> dict[str, Any]:
         "guidance_scale": _number(0, 30, row.guidance_scale),
         "flow_shift": _number(0.1, 30, row.flow_shift),
         "seed": {"type": "integer", "minimum": 0, "maximum": SEED_MAX},
+        "crf": _integer(CRF),
     }
     if row.guidance_scale_2 is not None:
         inputs["guidance_scale_2"] = _number(0, 30, row.guidance_scale_2)
@@ -219,6 +224,7 @@ def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
         "guidance_scale_2": row.guidance_scale_2,
         "flow_shift": row.flow_shift,
         "seed": int.from_bytes(hashlib.sha256(job.encode()).digest()[:4]),
+        "crf": CRF.default,
     }
     merged = {**defaults, **given}
     # JSON has one number type: 5 and 5.0 ask for the same video and must compare equal.

@@ -3,6 +3,7 @@
 `Settings.read(os.environ)` is called once, at the top of a process. docs/settings.md is generated from this file.
 """
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,9 @@ from engine.contract.job import is_tenant
 
 # A source waits 60 s for notify's answer; a delivery that takes longer would be sent twice.
 _WEBHOOK_TIMEOUT_MAX_S = 45.0
+# More than any device has: a number in bytes instead of gibibytes is found.
+_MEMORY_MAX_GIB = 1e6
+_MODELS_URL = re.compile(r"|s3://[^/]+(/.*)?|hub(@[^@\s]+)?")
 
 
 def _env(default: Any, doc: str) -> Any:
@@ -32,6 +36,11 @@ class Settings:
     )
     s3_endpoint: str = _env("", "Address of an S3 service other than AWS; empty: AWS.")
     models_dir: str = _env(".cinevent/models", "Folder with one diffusers folder per model, named after the model.")
+    models_url: str = _env(
+        "",
+        "Where a model that CINEVENT_MODELS_DIR lacks is fetched from: s3://BUCKET/PREFIX with one folder per model, or"
+        " hub or hub@REVISION for the Hugging Face hub; empty: nowhere. [models.md](models.md) says more.",
+    )
     tenant: str = _env("default", "Tenant of every request; there are no credentials yet that could name one.")
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
@@ -50,6 +59,9 @@ class Settings:
     webhook_secret: str = _env("", "Signing secret of webhooks, whsec_ and base64 (Standard Webhooks).")
     webhook_timeout_s: float = _env(15.0, "Longest time that one delivery may take.")
     public_url: str = _env("http://127.0.0.1:8080", "Address of submit as its users see it; links start with it.")
+    decode_memory_gib: float = _env(
+        0.0, "Engine: memory that decoding may plan with; frames that need more are tiled. 0: that of the device."
+    )
     job: str = _env("", "Engine: the job of this run. Set by the launcher.")
     attempt: int = _env(1, "Engine: the attempt of this run. Set by the launcher.")
     plan: str = _env("", "Engine: the plan of this run as JSON. Set by the launcher.")
@@ -114,12 +126,18 @@ def _rules(settings: Settings) -> list[Problem]:
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
         )
         problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
+    if not 0 <= settings.decode_memory_gib < _MEMORY_MAX_GIB:
+        message = f"{settings.decode_memory_gib:g} is not a memory; allowed: 0 to {_MEMORY_MAX_GIB:g}"
+        problems.append(Problem(pointer=env_name("decode_memory_gib"), rule="range", message=message))
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
         problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))
     if not settings.store_url.startswith(("file:", "s3://")):
         message = f"{settings.store_url!r} is not a store; allowed: file:DIRECTORY or s3://BUCKET/PREFIX"
         problems.append(Problem(pointer=env_name("store_url"), rule="scheme", message=message))
+    if not _MODELS_URL.fullmatch(settings.models_url):
+        message = f"{settings.models_url!r} has no models; allowed: s3://BUCKET/PREFIX, hub, hub@REVISION, or nothing"
+        problems.append(Problem(pointer=env_name("models_url"), rule="scheme", message=message))
     try:
         shlex.split(settings.engine_command)
     except ValueError as error:

@@ -17,7 +17,7 @@ from tests.servers import free_port
 
 OPTIONS = {
     "local": "--data --json --models --nats-port --port --processes --ready-file",
-    "submit": "--file --fps --guidance-scale --height --image --json --key --model --nats --negative-prompt "
+    "submit": "--crf --file --fps --guidance-scale --height --image --json --key --model --nats --negative-prompt "
     "--num-frames --priority --seed --steps --url --watch --webhook --width",
     "get": "--json --nats --url",
     "watch": "--json --nats --url",

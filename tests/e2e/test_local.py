@@ -133,11 +133,11 @@ def test_after_a_power_loss_a_job_that_was_processing_is_finished(models: Path, 
     assert (second["state"], second["attempt"]) == ("COMPLETED", 1)
 
 
-def test_sigterm_leaves_no_process_and_the_job_goes_on_at_the_next_start(models: Path, tmp_path: Path) -> None:
+def test_sigterm_leaves_no_process_and_the_job_goes_on_with_its_next_step(models: Path, tmp_path: Path) -> None:
     data, nats_port = tmp_path / "data", free_port()
     with a_system(data, models=models, nats_port=nats_port) as system:
-        job = system.submit("--steps", "40", "--num-frames", "17")
-        system.await_state(job, "PROCESSING")
+        job = system.submit("--steps", "100", "--num-frames", "17")
+        wait_until(lambda: system.state(job)["stage"] == "denoising", timeout_s=60, what="the first step")
 
         assert system.process.stop(timeout_s=60) == 0
         assert left(data) == []
@@ -146,6 +146,7 @@ def test_sigterm_leaves_no_process_and_the_job_goes_on_at_the_next_start(models:
         state = system.await_state(job, "COMPLETED", "FAILED")
 
     assert (state["state"], state["attempt"]) == ("COMPLETED", 1)
+    assert "going on after step" in (data / "runs" / f"{job}-a1" / "log").read_text()
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from engine import decode, denoise, image, load
 from engine.contract.artifact import Artifact
@@ -21,6 +22,7 @@ from engine.models import feed, tiny
 from engine.models.wan import Denoiser
 from engine.report import Silence
 from engine.stop import Stop
+from engine.tiles import Tiles
 from tests.make import a_plan, a_request, an_input
 from tests.pictures import a_file, a_picture
 
@@ -31,6 +33,8 @@ WAYS: dict[str, tuple[str, dict[str, str]]] = {
     **{f"{name} from an image": (name, IMAGE) for name in tiny.ROWS if CATALOG[name].image != "none"},
 }
 """Every way to make a video: a model, and what its input must have."""
+AUTOENCODERS = ("tiny-t2v", "tiny-ti2v")
+"""One model of each kind of autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,38 @@ def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) 
 def ours(request: Request, models: Path, ranks: Ranks, **over: Any) -> Sample:
     """What the engine makes of a request."""
     latents, vae = our_latents(request, models, ranks, **over)
-    return Sample(latents=latents, frames=decode.decode(vae, latents))
+    return Sample(latents=latents, frames=np.concatenate(list(decode.decode(vae, latents))))
 
 
 def torchrun(num_processes: int, *arguments: str) -> list[str]:
     """The command line of `num_processes` ranks on this machine."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0")
     return [*launch, f"--nproc-per-node={num_processes}", *arguments]
+
+
+def some_latents(vae: Any, height: int, width: int, num_frames: int = 5) -> torch.Tensor:
+    """Latents of a video of this size, the same ones on every call."""
+    ratio = vae.spatial_compression_ratio
+    shape = (1, vae.config.z_dim, (num_frames - 1) // 4 + 1, height // ratio, width // ratio)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def limit_memory(vae: Any, *, pixels: int, after: int = 0) -> None:
+    """A device with memory for frames of `pixels`; larger ones fail, the first `after` of them excepted."""
+    num_larger = 0
+
+    def refuse(_decoder: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal num_larger
+        height, width = inputs[0].shape[-2:]
+        if height * width * vae.spatial_compression_ratio**2 > pixels:
+            num_larger += 1
+            if num_larger > after:
+                raise torch.OutOfMemoryError(f"{height} x {width} cells are too many")
+
+    vae.decoder.register_forward_pre_hook(refuse)
+
+
+def tiled_pixels(vae: Any, tiles: Tiles) -> torch.Tensor:
+    """The video of these tiles, in the form of AutoencoderKLWan.decode."""
+    pixels = torch.cat(list(tiles.blended(vae)), dim=2)
+    return (unpatchify(pixels, vae.config.patch_size) if vae.config.patch_size else pixels).clamp(-1, 1)

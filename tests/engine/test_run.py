@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import av
+import boto3
 import pytest
 
+from engine import decode, video
 from engine.adapters.bus import Bus
 from engine.adapters.history import History
 from engine.adapters.store import DirStore
 from engine.contract.job import Job, State, artifact_key, new_id
 from engine.contract.request import Request
+from engine.contract.schemas import STAGES
 from engine.contract.settings import Settings, env_name
-from tests.engine.ours import a_video_request, torchrun
+from engine.mesh import Ranks
+from tests.engine.ours import a_video_request, our_latents, torchrun
 from tests.make import PROMPT, TENANT, an_event
 from tests.servers import Child, NatsServer, child
 
 ALONE = [sys.executable, "-m", "engine"]
 PAIR = torchrun(2, "-m", "engine")
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 # Dozens of steps, so that there is progress to tell between the first and the last.
 REQUEST = a_video_request("tiny-t2v", num_frames=9, steps=40)
 
@@ -79,14 +84,20 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(place: Place, models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Three runs side by side, most of whose time is imports: one process, two ranks, two ranks with a cut file."""
+def ended(place: Place, models: Path, s3_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Three runs side by side, most of whose time is imports.
+
+    One process; two ranks that fetch their weights from a bucket; two ranks with a cut file.
+    """
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(models, folder / "cut")
     # The autoencoder: only one of the ranks reads it, the other waits for that one.
     file = folder / "cut" / "tiny-t2v" / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    runs = {"alone": (ALONE, {}), "pair": (PAIR, {}), "cut": (PAIR, {"models_dir": folder / "cut"})}
+    upload(models / "tiny-t2v", s3_address)
+    bucket = {"models_url": "s3://engine/models", "models_dir": folder / "cache", "s3_endpoint": s3_address}
+    keys = ["env", *(f"{name}={value}" for name, value in KEYS.items())]
+    runs = {"alone": (ALONE, {}), "pair": ([*keys, *PAIR], bucket), "cut": (PAIR, {"models_dir": folder / "cut"})}
     jobs = {name: place.accept() for name in runs}
     started = time.monotonic()
     with ExitStack() as closing:
@@ -98,6 +109,15 @@ def ended(place: Place, models: Path, tmp_path_factory: pytest.TempPathFactory) 
             name: Ended(jobs[name], run.process.wait(timeout=100), run.log.read_text(), time.monotonic() - started)
             for name, run in children.items()
         }
+
+
+def upload(model: Path, address: str) -> None:
+    session = boto3.Session(*list(KEYS.values())[:2], region_name=KEYS["AWS_DEFAULT_REGION"])
+    client = session.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="engine")
+    for path in model.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "engine", f"models/tiny-t2v/{path.relative_to(model)}")
 
 
 @pytest.mark.parametrize("name", ["alone", "pair"])
@@ -121,6 +141,10 @@ def test_the_video_is_as_the_request_wants_it(place: Place, ended: dict[str, End
         assert len(list(container.decode(video=0))) == 9
 
 
+def test_the_ranks_of_a_node_fetch_their_weights_once(ended: dict[str, Ended]) -> None:
+    assert ended["pair"].log.count("tiny-t2v was fetched in") == 1
+
+
 def test_one_process_and_two_ranks_make_the_same_bytes(place: Place, ended: dict[str, Ended]) -> None:
     videos = [place.artifact(ended[name].job, "video.mp4") for name in ("alone", "pair")]
     assert videos[0] == videos[1]
@@ -131,6 +155,31 @@ def test_the_manifest_is_enough_to_make_the_video_again(place: Place, ended: dic
     assert Request.from_json(manifest["request"]) == REQUEST
     assert (manifest["seed"], manifest["plan"]["cfg"], manifest["plan"]["num_processes"]) == (7, 2, 2)
     assert {"python", "torch", "diffusers", "transformers"} == set(manifest["versions"])
+    assert manifest["tile"] == 0
+
+
+def test_the_stages_are_entered_in_their_order(place: Place, ended: dict[str, Ended]) -> None:
+    manifest = json.loads(place.artifact(ended["alone"].job, "manifest.json"))
+    assert list(manifest["timings"]) == list(STAGES)
+
+
+def test_frames_that_do_not_fit_are_decoded_in_tiles_by_all_ranks(
+    place: Place, models: Path, ranks: Ranks, tmp_path: Path
+) -> None:
+    request = a_video_request("tiny-ti2v", width=160, height=32, steps=2, fps=12, crf=30)
+    job = place.accept(request)
+    with place.run(job, PAIR, tmp_path / "log", decode_memory_gib=0.001) as run:
+        assert run.process.wait(timeout=100) == 0, run.log.read_text()
+    latents, vae = our_latents(request, models, ranks)
+    tiles = decode.decode_in_tiles(vae, latents, side=128, ranks=ranks, folder=tmp_path)
+    mp4, sizes = tmp_path / "video.mp4", {"num_frames": 5, "fps": 12, "crf": 30}
+
+    def write(chunks: Iterator[Any]) -> None:
+        video.write_video(chunks, mp4, tmp_path / "poster.jpg", **sizes)
+
+    decode.film(vae, latents, write, tiles=tiles, folder=tmp_path)
+    assert place.artifact(job, "video.mp4") == mp4.read_bytes()
+    assert json.loads(place.artifact(job, "manifest.json"))["tile"] == 128
 
 
 def test_progress_is_told_stage_by_stage_and_never_falls(place: Place, ended: dict[str, Ended]) -> None:

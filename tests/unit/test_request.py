@@ -87,6 +87,9 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "no steps": (with_input(steps=0), "/input/steps", "minimum"),
     "a negative seed": (with_input(seed=-1), "/input/seed", "minimum"),
     "a seed of 401 digits": (with_input(seed=10**400), "/input/seed", "maximum"),
+    "a quality that no browser plays": (with_input(crf=0), "/input/crf", "minimum"),
+    "a quality beyond the scale": (with_input(crf=52), "/input/crf", "maximum"),
+    "a quality that is a fraction": (with_input(crf=18.5), "/input/crf", "type"),
     "a guidance that is no number": (with_input(guidance_scale=float("nan")), "/input/guidance_scale", "type"),
     "a second guidance for one expert": (
         a_body(model="tiny-ti2v", input=an_input(guidance_scale_2=3)),
@@ -213,7 +216,7 @@ def test_defaults_are_filled_in_from_the_model_row(model: str) -> None:
     )
     assert (filled.fps, filled.steps) == (row.fps.default, row.steps.default)
     assert (filled.guidance_scale, filled.guidance_scale_2) == (row.guidance_scale, row.guidance_scale_2)
-    assert filled.flow_shift == row.flow_shift
+    assert (filled.flow_shift, filled.crf) == (row.flow_shift, 18)
 
 
 def test_the_options_that_are_filled_in_are_the_ones_that_the_schema_names() -> None:
@@ -255,6 +258,13 @@ def test_newlines_tabs_and_other_scripts_are_allowed_in_a_prompt() -> None:
     prompt = "first line\n\tsecond \u6c34\u58a8 \U0001f6a3"
 
     assert a_request(input=an_input(prompt=prompt)).input.prompt == prompt
+
+
+def test_a_request_that_was_accepted_before_there_was_a_quality_gets_the_default() -> None:
+    carried = a_request(input=an_input(crf=18)).to_json()
+    del carried["input"]["crf"]
+
+    assert Request.from_json(carried) == a_request()
 
 
 @given(bodies())

@@ -10,6 +10,7 @@ from engine.contract.settings import Settings, env_name
 OTHER = {
     "tenant": "team-1",
     "store_url": "s3://bucket/prefix",
+    "models_url": "s3://bucket/prefix",
     "engine_command": "python -m 'my engine'",
 }
 """Values beside the defaults for the fields that not any text or number fits."""
@@ -57,16 +58,27 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_STALL_S", "soon", "type"),
         ("CINEVENT_MAX_RUNS", "0", "positive"),
         ("CINEVENT_NUM_NODES", "-1", "positive"),
+        ("CINEVENT_DECODE_MEMORY_GIB", "-1", "range"),
+        ("CINEVENT_DECODE_MEMORY_GIB", "nan", "range"),
+        ("CINEVENT_DECODE_MEMORY_GIB", "25769803776", "range"),
         ("CINEVENT_STALL_S", "nan", "positive"),
         ("CINEVENT_WEBHOOK_TIMEOUT_S", "60", "maximum"),
         ("CINEVENT_TENANT", "Team", "tenant"),
         ("CINEVENT_TENANT", "dead", "tenant"),
         ("CINEVENT_STORE_URL", "/var/store", "scheme"),
+        ("CINEVENT_MODELS_URL", "/var/models", "scheme"),
+        ("CINEVENT_MODELS_URL", "s3://", "scheme"),
+        ("CINEVENT_MODELS_URL", "hub@", "scheme"),
         ("CINEVENT_ENGINE_COMMAND", "python 'unclosed", "shell"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, rule: str) -> None:
     assert problems({variable: value}) == [(variable, rule)]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/prefix", "hub", "hub@refs/pr/4"])
+def test_places_of_models_are_accepted(url: str) -> None:
+    assert Settings.read({"CINEVENT_MODELS_URL": url}).models_url == url
 
 
 def test_every_bad_value_is_named_at_once() -> None:

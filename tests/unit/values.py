@@ -61,6 +61,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         "steps": st.integers(1, 100) | st.integers(1, 100).map(float),
         "guidance_scale": st.floats(0, 30) | st.integers(0, 30),
         "seed": st.integers(0, 2**32 - 1),
+        "crf": st.integers(1, 51),
     }
     required: dict[str, Any] = {"prompt": words.map(lambda text: f"x{text}")}
     if row.image != "none":
