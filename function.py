@@ -13,8 +13,8 @@ from hypercorn.middleware import AsyncioWSGIMiddleware
 from engine.contract.errors import CineventError, Invalid, Problem
 
 FUNCTIONS = ("submit", "dispatch", "notify")
-# Above Flask's own limit, which answers with a problem and not with a bare 400.
-_MAX_BODY_BYTES = 16 * 2**20
+# Above Flask's own limits, an upload's among them, which answer with a problem and not with a bare 400.
+_MAX_BODY_BYTES = 32 * 2**20
 
 
 def new() -> "Function":

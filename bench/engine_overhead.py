@@ -22,7 +22,7 @@ from diffusers.utils import logging
 from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.mesh import divide, join
-from engine.models import tiny, wan
+from engine.models import feed, tiny, wan
 from tests.engine.ours import ALONE
 
 LIMIT = 1.02
@@ -38,7 +38,7 @@ def main() -> int:
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         tiny.build(Path(folder))
-        ratios = [measure(name, Path(folder)) for name in tiny.ROWS]
+        ratios = [measure(name, Path(folder)) for name in STEPS]
     print(f"context: torch {torch.__version__}, python {platform.python_version()}, {os.cpu_count()} cores")
     worst = max(ratios)
     print(f"engine_overhead {worst:.4f} ratio <={LIMIT} {'ok' if worst <= LIMIT else 'short'}")
@@ -78,7 +78,8 @@ def ours(name: str, models: Path) -> Callable[[], torch.Tensor]:
         embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative)
         fresh = replace(model, schedule=wan.load_schedule(row, folder, **setting, device=ranks.device))
         start = denoise.Snapshot(step=0, latents_bcfhw=noise)
-        *_, last = denoise.denoise(fresh, embeddings, start, scales=(SCALE, SCALE), mesh=mesh)
+        fed = feed.from_text(noise, is_per_token=model.expand_timesteps)
+        *_, last = denoise.denoise(fresh, embeddings, start, feed=fed, scales=(SCALE, SCALE), mesh=mesh)
         return last.after.latents_bcfhw
 
     return run

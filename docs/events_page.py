@@ -14,6 +14,7 @@ from engine.contract.models import CATALOG
 from engine.contract.request import OPTIONS, parse, schema
 from engine.contract.schemas import published, validate
 from engine.contract.streams import CONSUMERS, STREAMS
+from engine.contract.upload import EXTENSIONS, NAME_MAX_CHARACTERS, UPLOAD_MAX_BYTES, UPLOAD_MAX_PIXELS
 
 _AT = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 _STREAMS = {stream.name: stream for stream in STREAMS}
@@ -28,6 +29,7 @@ _MEANING = {
     "guidance_scale": "how closely it follows the prompt",
     "guidance_scale_2": "the same, of the low-noise expert; `guidance_scale` is then of the other",
     "flow_shift": "where on the noise schedule the steps lie",
+    "image": "name of an upload: the picture that the video starts from",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
     "crf": "how much the mp4 may lose: less is finer and larger",
 }
@@ -47,8 +49,8 @@ the outcome sent to a webhook.
 
 ## Ask for a video
 
-POST an event of type `{request_type}` to submit. Only `model` and `input.prompt` are required;
-this one says all that can be said:
+POST an event of type `{request_type}` to submit. Only `model` and `input.prompt` are required,
+and `input.image` by a model that starts from a picture; this one says all that can be said:
 
 {request}
 
@@ -62,6 +64,17 @@ Ranges include both ends; the value in bold is the model's default.
 {inputs}
 
 A text may have newlines and tabs, but no other control characters. An unknown field is refused, not ignored.
+
+### A picture to start from
+
+`PUT /api/v1/uploads/<name>` stores a picture, with the `Content-Type` {types} and at most
+{upload_mib} MiB; the answer is `201`. A name is 1 to {name_max} of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, and begins
+with no dot. A request whose `image` names no upload is answered with `422`. Give a new picture a new name, such as its
+sha256: a job reads it when it runs, and the manifest says which bytes it read.
+
+The picture is turned upright as its EXIF says, put on white where it is transparent, cropped around its middle to the
+shape of the video and scaled to its size. One that is damaged, animated or larger than {upload_megapixels} megapixels
+fails the job with `input_invalid`.
 
 ### Beside input
 
@@ -128,6 +141,10 @@ def events_page() -> str:
         request_type=REQUEST_TYPE,
         request=_request(),
         inputs=_inputs(),
+        types=", ".join(f"`{name}`" for name in EXTENSIONS),
+        upload_mib=UPLOAD_MAX_BYTES // 2**20,
+        upload_megapixels=UPLOAD_MAX_PIXELS // 1_000_000,
+        name_max=NAME_MAX_CHARACTERS,
         options=_options(),
         prefix=TYPE_PREFIX,
         suffix=TYPE_SUFFIX,
@@ -153,17 +170,20 @@ def _request() -> str:
 
 
 def _inputs() -> str:
-    rows = _offered()
-    schemas = [schema(row)["properties"]["input"]["properties"] for row in rows]
-    names = dict.fromkeys(name for given in schemas for name in given)
-    lines = [(f"`{name}`", _MEANING[name], *(_input(given.get(name)) for given in schemas)) for name in names]
+    rows = list(CATALOG.values())
+    schemas = [schema(row)["properties"]["input"] for row in rows]
+    names = dict.fromkeys(name for given in schemas for name in given["properties"])
+    lines = [(f"`{name}`", _MEANING[name], *(_input(name, given) for given in schemas)) for name in names]
     sizes = ("`width` x `height`", "pixels of a frame", *(f"up to {row.max_pixels:,}" for row in rows))
     return table(("Field", "Meaning", *(f"`{row.name}`" for row in rows)), [*lines, sizes])
 
 
-def _input(rule: Mapping[str, Any] | None) -> str:
+def _input(name: str, described: Mapping[str, Any]) -> str:
+    rule = described["properties"].get(name)
     if rule is None:
         return "not taken"
+    if name == "image":
+        return "required" if name in described["required"] else "optional"
     if rule["type"] == "string":
         return f"up to {rule['maxLength']:,} characters"
     return _range(rule) + (f"; **{rule['default']:g}**" if "default" in rule else "")
@@ -227,10 +247,6 @@ def _nats() -> str:
     attributes = {**json.loads(body), "time": "2026-11-20T10:00:05Z"}
     shown = json.dumps(attributes, indent=2)
     return "\n".join(("```", f"subject: {subject(event)}", *lines, "", shown, "```"))
-
-
-def _offered() -> list[Any]:
-    return [row for row in CATALOG.values() if not row.needs_image]
 
 
 def _days(seconds: int) -> int:

@@ -30,7 +30,8 @@ default, and [events.md](events.md) has the limits of each field.
 - **Tokens**: the length of the sequence that the default video is to the model. More frames or pixels make it longer,
   and the time of a step grows faster than it.
 - **Guidance** with two numbers is that of the high-noise and of the low-noise expert.
-- A model that needs an image is not offered yet: a request for it is refused.
+- **From** says whether a video starts from the prompt alone or from a picture as well: upload it, and name it in
+  `input.image` ([events.md](events.md)).
 - The `tiny` models are the real program with small, random weights. They show no picture worth seeing and need no GPU:
   they are for demos, tests and development.
 
@@ -77,6 +78,7 @@ only its size is, and the log says so. From the hub, every file is compared with
 
 _Made from engine/contract/models.py, plan.py and memory.py by `make docs`._
 """
+_FROM = {"none": "text", "optional": "text, or text and an image", "required": "text and an image"}
 _SETTINGS = """\
 # Settings
 
@@ -135,7 +137,7 @@ def _model(row: ModelRow) -> tuple[str, ...]:
     guidance = [f"{scale:g}" for scale in (row.guidance_scale, row.guidance_scale_2) if scale is not None]
     return (
         f"`{row.name}`",
-        "text and an image" if row.needs_image else "text",
+        _FROM[row.image],
         f"{row.width.default} x {row.height.default}",
         _limits(row.num_frames),
         str(row.fps.default),

@@ -23,7 +23,7 @@ from engine.adapters.history import History
 from engine.adapters.store import DirStore, Store, open_store
 from engine.contract.errors import CineventError, JobFailed, NotFound
 from engine.contract.events import Event
-from engine.contract.job import Job, artifact_key, checkpoint_folder
+from engine.contract.job import Job, artifact_key, checkpoint_folder, upload_key
 from engine.contract.request import Request
 from engine.contract.settings import Settings
 from engine.standalone import Console, Order, read_order
@@ -124,6 +124,7 @@ def _run_order(order: Order, settings: Settings, place: Place) -> None:
         "job": order.job,
         "attempt": 1,
         "artifacts": "",
+        "uploads": "",
         "checkpoints": "checkpoints",
         "paces": "pace",
     }
@@ -185,6 +186,7 @@ def _outlet(job: Job, bus: Bus, store: Store, settings: Settings) -> dict[str, A
         "job": job.id,
         "attempt": settings.attempt,
         "artifacts": artifact_key(job.tenant, job.id, settings.attempt, ""),
+        "uploads": upload_key(job.tenant, ""),
         "checkpoints": checkpoint_folder(job.tenant, job.id),
         "paces": f"{job.tenant}/pace",
     }

@@ -1,8 +1,8 @@
 """Denoise: noise becomes latents, one Step at a time.
 
-In: a denoiser, embeddings, where to start, a mesh. Out: a generator of Steps; whoever drives it may stop between two of
-them. The numbers equal those of diffusers' WanPipeline bit for bit, and do not depend on how many ranks the mesh has.
-It knows no prompt, no job and no log.
+In: a denoiser and its feed, embeddings, where to start, a mesh. Out: a generator of Steps; whoever drives it may stop
+between two of them. The numbers equal those of diffusers' pipelines bit for bit, and do not depend on how many ranks
+the mesh has. It knows no model, no prompt, no picture, no job and no log.
 
 Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l text tokens, d text dimension.
 """
@@ -16,6 +16,7 @@ import torch
 
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh, reshard
+from engine.models.feed import Feed
 from engine.models.wan import Denoiser
 
 
@@ -78,10 +79,11 @@ def denoise(
     embeddings: Embeddings,
     start: Snapshot,
     *,
+    feed: Feed,
     scales: tuple[float, float],
     mesh: Mesh,
 ) -> Iterator[Step]:
-    """Every step from `start` to finished latents. `scales`: guidance of the first and of the second expert.
+    """Every step from `start` to latents that `feed` finishes. `scales`: guidance of the first and the second expert.
 
     All ranks of the mesh must take every step: they meet in it.
     """
@@ -97,11 +99,10 @@ def denoise(
             # It will not be used again: from now on the other one is whole.
             reshard(model.experts[active]())
         active = expert
-        timestep = _token_timesteps(t, latents_bcfhw) if model.expand_timesteps else t.expand(1)
         velocity_bcfhw = _predict(
             model.experts[expert](),
-            latents_bcfhw.to(model.dtype),
-            timestep,
+            feed.model_input(latents_bcfhw).to(model.dtype),
+            feed.timestep(t),
             embeddings,
             scale=scales[expert],
             mesh=mesh,
@@ -119,16 +120,9 @@ def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:
     )
 
 
-def _token_timesteps(t: torch.Tensor, latents_bcfhw: torch.Tensor) -> torch.Tensor:
-    """The same time for every token of 2 x 2 cells; as float32, which TI2V's time embedding is fed with."""
-    _, _, frames, height, width = latents_bcfhw.shape
-    num_tokens = frames * ((height + 1) // 2) * ((width + 1) // 2)
-    return t.to(torch.float32).expand(1, num_tokens)
-
-
 def _predict(
     expert: torch.nn.Module,
-    latents_bcfhw: torch.Tensor,
+    input_bcfhw: torch.Tensor,
     timestep: torch.Tensor,
     embeddings: Embeddings,
     *,
@@ -139,7 +133,7 @@ def _predict(
 
     def branch(embeds_bld: torch.Tensor) -> torch.Tensor:
         return expert(
-            hidden_states=latents_bcfhw, timestep=timestep, encoder_hidden_states=embeds_bld, return_dict=False
+            hidden_states=input_bcfhw, timestep=timestep, encoder_hidden_states=embeds_bld, return_dict=False
         )[0]
 
     if embeddings.negative_bld is None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from engine import load, text
+from engine import first_frame, load, text
 from engine.checkpoint import Checkpoints
 from engine.contract.request import Request
 from engine.denoise import Embeddings, Snapshot, denoise, make_noise
+from engine.image import Picture
 from engine.mesh import Mesh
+from engine.models import feed
 from engine.report import Reporter, Silence
 from engine.stop import Stop, Stopped, Why
 
@@ -42,6 +44,8 @@ class Run:
     mesh: Mesh
     stages: "Stages"
     stop: Stop
+    picture: Picture | None
+    """What the request's image names; None on all ranks but the reporter."""
     checkpoints: Checkpoints | None
     """None on all ranks but the reporter, and where there are none."""
 
@@ -55,14 +59,16 @@ def make_latents(run: Run) -> tuple[torch.Tensor, Any]:
     run.stages.enter("loading")
     start = _where_to_go_on(run)
     steps = {"steps": given.steps, "done": start.step if start else 0}
-    parts = load.start(row, run.folder, flow_shift=given.flow_shift, **steps, mesh=run.mesh)
+    has_image = given.image is not None
+    parts = load.start(row, run.folder, flow_shift=given.flow_shift, **steps, has_image=has_image, mesh=run.mesh)
+    size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
+    noise_bcfhw = make_noise(row, **size, seed=given.seed, device=ranks.device)
+    fed = _feed(run, parts, noise_bcfhw)
     if start is None or start.step < given.steps:
         embeddings = _embed(run)
         run.stages.enter("denoising")
-        size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
-        noise = Snapshot(step=0, latents_bcfhw=make_noise(row, **size, seed=given.seed, device=ranks.device))
-        start = _take_steps(run, parts, embeddings, start or noise)
-    return start.latents_bcfhw, parts.vae() if parts.vae else None
+        start = _take_steps(run, parts, embeddings, fed, start or Snapshot(step=0, latents_bcfhw=noise_bcfhw))
+    return fed.finish(start.latents_bcfhw), parts.vae() if parts.vae else None
 
 
 def _where_to_go_on(run: Run) -> Snapshot | None:
@@ -84,13 +90,28 @@ def _embed(run: Run) -> Embeddings:
     return Embeddings(prompt_bld=prompt, negative_bld=negative[0] if negative else None)
 
 
-def _take_steps(run: Run, parts: load.Parts, embeddings: Embeddings, start: Snapshot) -> Snapshot:
+def _feed(run: Run, parts: load.Parts, noise_bcfhw: torch.Tensor) -> feed.Feed:
+    """How the experts are fed; with an image, the ranks meet in it."""
+    given, is_per_token = run.request.input, parts.denoiser.expand_timesteps
+    if given.image is None:
+        return feed.from_text(noise_bcfhw, is_per_token=is_per_token)
+    image_bcfhw = first_frame.encode(
+        parts.vae() if parts.vae else None,
+        run.picture.rgb if run.picture else None,
+        num_frames=feed.num_image_frames(given.num_frames, is_per_token=is_per_token),
+        ranks=run.mesh.ranks,
+    )
+    mask_channels = run.request.row.temporal_stride
+    return feed.from_image(noise_bcfhw, image_bcfhw, mask_channels=mask_channels, is_per_token=is_per_token)
+
+
+def _take_steps(run: Run, parts: load.Parts, embeddings: Embeddings, fed: feed.Feed, start: Snapshot) -> Snapshot:
     given = run.request.input
     second = given.guidance_scale if given.guidance_scale_2 is None else given.guidance_scale_2
     scales = (given.guidance_scale, second)
     at = start
     with run.stop.held(), watched() as watch:
-        for step in denoise(parts.denoiser, embeddings, start, scales=scales, mesh=run.mesh):
+        for step in denoise(parts.denoiser, embeddings, start, feed=fed, scales=scales, mesh=run.mesh):
             at = step.after
             watch(step.seconds)
             run.stages.reporter.step(at.step, seconds=step.seconds, clean_bcfhw=step.clean_bcfhw)

@@ -34,7 +34,9 @@ class Parts:
     """The autoencoder, on the CPU; None on all ranks but the reporter."""
 
 
-def start(row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, mesh: Mesh) -> Parts:
+def start(
+    row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, has_image: bool = False, mesh: Mesh
+) -> Parts:
     """Begin to read what the steps after `done` need of `row`, in the order of its use. All ranks must call it."""
     index = wan.read_index(row, folder)
     device = mesh.ranks.device
@@ -46,20 +48,20 @@ def start(row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: i
         place(expert, row, mesh)
     # One thread: what is needed first is read first, with all of the disk.
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
-    experts = {
-        number: reader.submit(wan.read_weights, expert, folder / names[number]).result
-        for number, expert in needed.items()
-    }
-    # Long before it is used: a broken autoencoder is found before the denoising, not after it.
-    vae_read = reader.submit(wan.read_weights, vae, folder / "vae").result if vae is not None else None
+    modules = {names[number]: expert for number, expert in needed.items()}
+    if vae is not None:
+        # Before the experts if it has an image to encode; else after them, and long before it is used: a broken one is
+        # found before the denoising, not after it.
+        modules = {"vae": vae, **modules} if has_image else {**modules, "vae": vae}
+    read = {name: reader.submit(wan.read_weights, module, folder / name).result for name, module in modules.items()}
     reader.shutdown(wait=False)
     denoiser = wan.Denoiser(
-        experts=experts,
+        experts={number: read[names[number]] for number in needed},
         dtype=getattr(torch, row.dtype),
         schedule=schedule,
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
-    return Parts(denoiser=denoiser, vae=vae_read)
+    return Parts(denoiser=denoiser, vae=read.get("vae"))
 
 
 def load_vae(folder: Path) -> Any:

@@ -1,8 +1,8 @@
 """Standalone: the engine without NATS and S3: `torchrun ... -m engine --request FILE --out DIR`.
 
-In: a request as JSON, a folder. Out: video.mp4, poster.jpg and manifest.json in the folder, and one JSON line per event
-on standard output. What happens between is the same as for a job of the system; a run that was ended goes on from the
-checkpoints in the folder when the same command is given again.
+In: a request as JSON, a folder, and in it the picture that the request names, if any. Out: video.mp4, poster.jpg and
+manifest.json in the folder, and one JSON line per event on standard output. What happens between is the same as for a
+job of the system; a run that was ended goes on from the checkpoints in the folder when the same command is given again.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def read_order(arguments: Sequence[str], settings: Settings) -> Order:
     """The order in these arguments. Raises Invalid; ends the process on a wrong call, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m engine", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--request", type=Path, required=True, metavar="FILE", help="the request, as JSON")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the video goes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the video goes, and an image is")
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help=f"one folder per model (default: {settings.models_dir})"
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode, load, video
+from engine import decode, image, load, video
 from engine.adapters import weights
 from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
@@ -28,6 +28,7 @@ from engine.contract.errors import Invalid, JobFailed
 from engine.contract.plan import Plan, check, choose
 from engine.contract.request import Request
 from engine.contract.settings import Settings
+from engine.image import Picture
 from engine.latents import Run, Stages, make_latents
 from engine.mesh import Ranks, divide
 from engine.pace import Work, pace_key
@@ -55,6 +56,8 @@ class Outlet:
     attempt: int
     artifacts: str
     """The folder in the store, with its slash; empty for the store itself."""
+    uploads: str
+    """The folder in the store where an image of the request is, with its slash; empty for the store itself."""
     checkpoints: str
     """The folder in the store."""
     paces: str
@@ -79,14 +82,24 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     mesh = divide(ranks, plan)
     if outlet:
         outlet.voice.started(world_size=ranks.world_size)
+    # Before the weights: a bad picture is found in a second, they take minutes.
+    picture = _picture(request, outlet) if outlet else None
     reporter = _reporter(request, ranks=ranks, outlet=outlet)
     stages = Stages(reporter)
     checkpoints = None
     try:
         # Told as progress as long as bytes arrive: a long fetch is no stall.
         folder = weights.ensure(request.row, settings, told=lambda *_: reporter.stage("loading"))
-        checkpoints = _checkpoints(request, folder, settings=settings, outlet=outlet)
-        run = Run(request=request, folder=folder, mesh=mesh, stages=stages, stop=stop, checkpoints=checkpoints)
+        checkpoints = _checkpoints(request, folder, picture=picture, settings=settings, outlet=outlet)
+        run = Run(
+            request=request,
+            folder=folder,
+            mesh=mesh,
+            stages=stages,
+            stop=stop,
+            picture=picture,
+            checkpoints=checkpoints,
+        )
         latents, vae = make_latents(run)
         stages.enter("decoding")
         with tempfile.TemporaryDirectory(prefix="cinevent-") as name:
@@ -121,10 +134,19 @@ def _reporter(request: Request, *, ranks: Ranks, outlet: Outlet | None) -> Repor
     )
 
 
-def _checkpoints(request: Request, folder: Path, *, settings: Settings, outlet: Outlet | None) -> Checkpoints | None:
+def _picture(request: Request, outlet: Outlet) -> Picture | None:
+    given = request.input
+    if given.image is None:
+        return None
+    return image.fetch(outlet.store, outlet.uploads + given.image, size=(given.width, given.height))
+
+
+def _checkpoints(
+    request: Request, folder: Path, *, picture: Picture | None, settings: Settings, outlet: Outlet | None
+) -> Checkpoints | None:
     if outlet is None or not settings.checkpoint_interval_s:
         return None
-    same = identity(request, folder)
+    same = identity(request, folder, image=picture.upload.sha256 if picture else "")
     return Checkpoints(outlet.store, outlet.checkpoints, identity=same, interval_s=settings.checkpoint_interval_s)
 
 
@@ -193,6 +215,7 @@ def _manifest(run: Run, *, tile: int, outlet: Outlet, artifacts: Mapping[str, Ar
         versions={"python": python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
         timings=run.stages.end(),
         artifacts=artifacts,
+        inputs={"image": run.picture.upload} if run.picture else {},
     )
 
 

@@ -110,11 +110,10 @@ def _add_local(commands: Any) -> None:
 def _add_submit(commands: Any) -> None:
     command = _client(commands, "submit", _submit, "ask for a video")
     command.add_argument("prompt", nargs="?", help="what the video shows; or use --file")
-    command.add_argument(
-        "--model", default="tiny-t2v", choices=[n for n, row in CATALOG.items() if not row.needs_image]
-    )
+    command.add_argument("--model", default="tiny-t2v", choices=CATALOG)
     for name, (kind, text) in _INPUTS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    command.add_argument("--image", type=Path, metavar="FILE", help="the picture that the video starts from")
     command.add_argument("--priority", choices=PRIORITIES)
     command.add_argument("--webhook", metavar="URL", help="tell this address how it ended")
     command.add_argument("--key", help="idempotency key: the same key never makes a second job")
@@ -161,7 +160,11 @@ def _local(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _submit(options: argparse.Namespace, settings: Settings) -> int:
-    job = _http(options, settings).submit(_request(options), key=options.key)
+    client = _http(options, settings)
+    request = _request(options)
+    if options.image:
+        request["input"]["image"] = client.upload(options.image)
+    job = client.submit(request, key=options.key)
     if not options.watch:
         _show(options, job, job["id"])
         return 0
@@ -169,6 +172,8 @@ def _submit(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _request(options: argparse.Namespace) -> Any:
+    if options.file and options.image:
+        raise CineventError("--image goes with a prompt; a request from a file names its upload in input.image")
     if options.file:
         return _read_json(options.file)
     if not options.prompt:

@@ -1,5 +1,6 @@
 """A client of submit over HTTP, as any other program would be one. It knows the API, nothing behind it."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import urllib3
 
 from engine.contract.errors import CineventError
+from engine.contract.upload import EXTENSIONS, UPLOAD_MAX_BYTES, type_of
 
 _TIMEOUT = urllib3.Timeout(connect=5, read=30)
 # submit answers with a link where the store has links.
@@ -33,7 +35,21 @@ class Client:
     def submit(self, request: Mapping[str, Any], *, key: str | None) -> dict[str, Any]:
         """Accept a request; returns the job. The same key never makes a second job."""
         headers = {"Idempotency-Key": key} if key else {}
-        return self._call("POST", "/api/v1/generate", body=request, headers=headers)
+        return self._call("POST", "/api/v1/generate", json=request, headers=headers)
+
+    def upload(self, picture: Path) -> str:
+        """Send a PNG, JPEG or WebP; returns the name for `input.image`. The same bytes have the same name."""
+        try:
+            with picture.open("rb") as file:
+                body = file.read(UPLOAD_MAX_BYTES + 1)
+        except OSError as error:
+            raise Refused(f"cannot read {picture}: {error.strerror}") from error
+        content_type = type_of(body)
+        if content_type is None or len(body) > UPLOAD_MAX_BYTES:
+            raise Refused(f"{picture} is no PNG, JPEG or WebP of at most {UPLOAD_MAX_BYTES // 2**20} MiB")
+        name = f"{hashlib.sha256(body).hexdigest()}.{EXTENSIONS[content_type]}"
+        self._call("PUT", f"/api/v1/uploads/{name}", body=body, headers={"Content-Type": content_type})
+        return name
 
     def get(self, job: str) -> dict[str, Any]:
         """The job as it stands now."""
@@ -66,8 +82,6 @@ class Client:
         return target.stat().st_size
 
     def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        if "body" in more:
-            more["json"] = more.pop("body")
         answer = self._send(method, path, **more)
         if not 200 <= answer.status < 300:
             raise Refused(_reason(answer.status, answer.data))

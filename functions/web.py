@@ -103,7 +103,7 @@ def _known_error(error: errors.CineventError) -> Response:
 def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return problem(413, "payload_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+        return problem(413, "payload_too_large", f"the body is larger than {request.max_content_length} bytes")
     response = problem(status, HTTPStatus(status).name.lower(), error.description or "")
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))

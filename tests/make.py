@@ -6,7 +6,8 @@ from typing import Any
 
 from engine.contract.artifact import Artifact, Manifest
 from engine.contract.events import Event, job_event
-from engine.contract.job import Job, artifact_key, fold
+from engine.contract.job import Job, artifact_key, fold, upload_key
+from engine.contract.models import CATALOG
 from engine.contract.plan import Plan
 from engine.contract.request import Request, parse
 from engine.pace import PARTS, Pace, Work
@@ -20,6 +21,11 @@ PROMPT = "a paper boat on a river"
 def an_input(**over: Any) -> dict[str, Any]:
     """The input of a request, as a producer sends it."""
     return {"prompt": PROMPT, **over}
+
+
+def an_input_for(model: str, **over: Any) -> dict[str, Any]:
+    """The input of a request for this model, with an image where it cannot do without."""
+    return an_input(**({"image": "boat.png"} if CATALOG[model].image == "required" else {}), **over)
 
 
 def a_body(**over: Any) -> dict[str, Any]:
@@ -94,6 +100,7 @@ def a_manifest(**over: Any) -> Manifest:
             "video": Artifact.of(b"video", key="video.mp4", content_type="video/mp4", facts=shape),
             "poster": Artifact.of(b"poster", key="poster.jpg", content_type="image/jpeg"),
         },
+        "inputs": {"image": Artifact.of(b"image", key=upload_key(TENANT, "boat.png"), content_type="image/png")},
     }
     return Manifest(**{**parts, **over})
 

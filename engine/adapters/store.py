@@ -1,7 +1,7 @@
-"""Where artifacts are: a directory, or an S3 bucket.
+"""Where artifacts and uploads are: a directory, or an S3 bucket.
 
-A key is `<tenant>/<job>/a<attempt>/<name>` (contract/job.py). `put` is atomic: a reader sees a
-whole artifact or none. Foreign errors leave as NotFound or Unavailable.
+A key is `<tenant>/<job>/a<attempt>/<name>` or `<tenant>/uploads/<name>` (contract/job.py). `put` is
+atomic: a reader sees a whole artifact or none. Foreign errors leave as NotFound or Unavailable.
 """
 
 import os
@@ -38,6 +38,9 @@ class Store(Protocol):
 
     def open(self, key: str) -> BinaryIO:
         """The artifact as a seekable file, to be closed by the caller. Raises NotFound."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an artifact, without reading it."""
 
     def link(self, key: str, *, expires_s: int) -> str | None:
         """An address at which anybody may read the artifact for `expires_s`; None if this store has no addresses."""
@@ -98,6 +101,13 @@ class DirStore:
             raise NotFound(f"there is no artifact {key}") from error
         except OSError as error:
             raise Unavailable(f"cannot read {key}: {error}", retry_after_s=_RETRY_AFTER_S) from error
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.open(key).close()
+        except NotFound:
+            return False
+        return True
 
     def link(self, key: str, *, expires_s: int) -> str | None:  # noqa: ARG002  (a directory has no addresses)
         return None
@@ -194,6 +204,14 @@ class S3Store:
             data.seek(0)
             on_error.pop_all()
         return data  # type: ignore[return-value]  # typeshed: SpooledTemporaryFile is no BinaryIO, though it has all of it
+
+    def exists(self, key: str) -> bool:
+        try:
+            with translated(f"artifact {key}"):
+                self._client.head_object(Bucket=self._bucket, Key=self._name(key))
+        except NotFound:
+            return False
+        return True
 
     def link(self, key: str, *, expires_s: int) -> str | None:
         params = {"Bucket": self._bucket, "Key": self._name(key)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.contract.plan import Plan
 
+_FILES = ("artifacts", "inputs")
 _OWN = ("key", "content_type", "size_bytes", "sha256")
 
 
@@ -64,20 +65,22 @@ class Manifest:
     """Seconds per stage."""
     artifacts: Mapping[str, Artifact]
     """By name: video, poster."""
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    """What the request only names, as it was read: image."""
     tile: int = 0
     """Side in pixels of the tiles it was decoded in, which change the picture; 0: whole frames."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object."""
-        artifacts = {name: artifact.to_json() for name, artifact in self.artifacts.items()}
+        files = {part: {name: a.to_json() for name, a in getattr(self, part).items()} for part in _FILES}
         own = {name: getattr(self, name) for name in self.__slots__}
-        return {**own, "plan": self.plan.to_json(), "artifacts": artifacts}
+        return {**own, "plan": self.plan.to_json(), **files}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """The inverse of `to_json`."""
-        artifacts = {name: Artifact.from_json(artifact) for name, artifact in data["artifacts"].items()}
-        return cls(**{**data, "plan": Plan.from_json(data["plan"]), "artifacts": artifacts})
+        files = {part: {name: Artifact.from_json(a) for name, a in data.get(part, {}).items()} for part in _FILES}
+        return cls(**{**data, "plan": Plan.from_json(data["plan"]), **files})
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -130,6 +130,11 @@ def artifact_key(tenant: str, job: str, attempt: int, name: str) -> str:
     return f"{tenant}/{job}/a{attempt}/{name}"
 
 
+def upload_key(tenant: str, name: str) -> str:
+    """Where an upload is in the store; no job id reads like this folder."""
+    return f"{tenant}/uploads/{name}"
+
+
 def checkpoint_folder(tenant: str, job: str) -> str:
     """Where a job's checkpoints are in the store; the same for all attempts: one goes on where another ended."""
     return f"{tenant}/{job}/checkpoints"

@@ -6,6 +6,7 @@ the loader family. It does not know torch. Figures of the Wan2.2 rows: the offic
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,8 @@ class ModelRow:
     """Module of engine/models that loads it."""
     hub: str
     """Hugging Face id of the diffusers folder; empty for the tiny rows, which are built locally."""
-    needs_image: bool
+    image: Literal["none", "optional", "required"]
+    """Whether a request names a picture for the video to start from."""
     num_heads: int
     head_dim: int
     ffn_dim: int
@@ -79,6 +81,11 @@ class ModelRow:
         """Width and height must be a multiple of this: one latent patch of 2 x 2 cells."""
         return self.spatial_stride * 2
 
+    @property
+    def input_channels(self) -> int:
+        """Channels that the transformer reads; where there must be an image, its mask and latents are among them."""
+        return self.latent_channels + (self.temporal_stride + self.latent_channels if self.image == "required" else 0)
+
     def num_tokens(self, *, width: int, height: int, num_frames: int) -> int:
         """Length of the transformer's sequence for one video."""
         latent_frames = (num_frames - 1) // self.temporal_stride + 1
@@ -98,13 +105,19 @@ _TINY_VAES = {8: Part(dim=12, num_params=1_467_607), 16: Part(dim=16, num_params
 
 
 def _a14b(
-    name: str, *, hub: str, needs_image: bool, guidance: tuple[float, float], shift: float, boundary: float
+    name: str,
+    *,
+    hub: str,
+    image: Literal["none", "required"],
+    guidance: tuple[float, float],
+    shift: float,
+    boundary: float,
 ) -> ModelRow:
     return ModelRow(
         name=name,
         family="wan",
         hub=hub,
-        needs_image=needs_image,
+        image=image,
         num_heads=40,
         head_dim=128,
         ffn_dim=13824,
@@ -129,13 +142,20 @@ def _a14b(
     )
 
 
-def _tiny(name: str, *, spatial_stride: int, guidance_2: float | None, boundary: float | None) -> ModelRow:
+def _tiny(
+    name: str,
+    *,
+    image: Literal["none", "optional", "required"],
+    spatial_stride: int,
+    guidance: tuple[float, float | None],
+    boundary: float | None,
+) -> ModelRow:
     # Real classes, random weights, small enough for a laptop's processor: for tests, demos and development.
     return ModelRow(
         name=name,
         family="wan",
         hub="",
-        needs_image=False,
+        image=image,
         num_heads=4,
         head_dim=24,
         ffn_dim=256,
@@ -151,8 +171,8 @@ def _tiny(name: str, *, spatial_stride: int, guidance_2: float | None, boundary:
         num_frames=Limits(low=5, high=121, default=9),
         fps=Limits(low=1, high=60, default=8),
         steps=Limits(low=1, high=100, default=8),
-        guidance_scale=4.0,
-        guidance_scale_2=guidance_2,
+        guidance_scale=guidance[0],
+        guidance_scale_2=guidance[1],
         flow_shift=5.0,
         boundary=boundary,
         dtype="float32",
@@ -164,7 +184,7 @@ _ROWS = (
     _a14b(
         "wan2.2-t2v-a14b",
         hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        needs_image=False,
+        image="none",
         guidance=(4.0, 3.0),
         shift=12.0,
         boundary=0.875,
@@ -172,7 +192,7 @@ _ROWS = (
     _a14b(
         "wan2.2-i2v-a14b",
         hub="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
-        needs_image=True,
+        image="required",
         guidance=(3.5, 3.5),
         shift=5.0,
         boundary=0.9,
@@ -181,7 +201,7 @@ _ROWS = (
         name="wan2.2-ti2v-5b",
         family="wan",
         hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-        needs_image=False,
+        image="optional",
         num_heads=24,
         head_dim=128,
         ffn_dim=14336,
@@ -204,8 +224,9 @@ _ROWS = (
         dtype="bfloat16",
         negative_prompt=_NEGATIVE_PROMPT,
     ),
-    _tiny("tiny-t2v", spatial_stride=8, guidance_2=3.0, boundary=0.875),
-    _tiny("tiny-ti2v", spatial_stride=16, guidance_2=None, boundary=None),
+    _tiny("tiny-t2v", image="none", spatial_stride=8, guidance=(4.0, 3.0), boundary=0.875),
+    _tiny("tiny-ti2v", image="optional", spatial_stride=16, guidance=(4.0, None), boundary=None),
+    _tiny("tiny-i2v", image="required", spatial_stride=8, guidance=(3.5, 3.5), boundary=0.9),
 )
 
 CATALOG: dict[str, ModelRow] = {row.name: row for row in _ROWS}

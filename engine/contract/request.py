@@ -16,6 +16,7 @@ import jsonschema_rs
 from engine.contract.errors import Invalid, Problem
 from engine.contract.models import CATALOG, Limits, ModelRow
 from engine.contract.rules import pointer_to, schema_problems, text_problems, url_problems
+from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
 WEBHOOK_EVENTS = ("completed", "failed", "cancelled")
@@ -46,6 +47,8 @@ class Input:
     guidance_scale_2: float | None
     flow_shift: float
     seed: int
+    image: str | None = None
+    """Name of an upload: the picture that the video starts from."""
     crf: int = CRF.default
     """What the mp4 loses: less is larger. Has a default, since requests of before have none."""
 
@@ -102,6 +105,7 @@ def parse(data: Any, *, job: str) -> Request:
     Raises Invalid with one Problem per broken rule.
     """
     row = _row(data)
+    _refuse_image(data, row)
     broken = list(schema_problems(_validator(row.name), data))
     if broken:
         raise Invalid(*broken)
@@ -148,13 +152,16 @@ def schema(row: ModelRow) -> dict[str, Any]:
     }
     if row.guidance_scale_2 is not None:
         inputs["guidance_scale_2"] = _number(0, 30, row.guidance_scale_2)
+    if row.image != "none":
+        inputs["image"] = {"type": "string", "pattern": NAME_PATTERN, "maxLength": NAME_MAX_CHARACTERS}
+    required = ["prompt", "image"] if row.image == "required" else ["prompt"]
     return {
         "type": "object",
         "additionalProperties": False,
         "required": ["model", "input"],
         "properties": {
             "model": {"const": row.name},
-            "input": {"type": "object", "additionalProperties": False, "required": ["prompt"], "properties": inputs},
+            "input": {"type": "object", "additionalProperties": False, "required": required, "properties": inputs},
             **OPTIONS,
         },
     }
@@ -198,12 +205,16 @@ def _row(data: Any) -> ModelRow:
         raise Invalid(
             Problem(pointer="/model", rule="enum", message=f"model is {given}; allowed: {', '.join(CATALOG)}")
         )
-    row = CATALOG[name]
-    if row.needs_image:
-        text = ", ".join(other.name for other in CATALOG.values() if not other.needs_image)
-        message = f"{name} needs an input image, which this release does not take; models that need none: {text}"
-        raise Invalid(Problem(pointer="/model", rule="unavailable", message=message))
-    return row
+    return CATALOG[name]
+
+
+def _refuse_image(data: Mapping[str, Any], row: ModelRow) -> None:
+    """Say which models take one: a mere "unexpected field" would leave the sender guessing."""
+    given = data.get("input")
+    if row.image == "none" and isinstance(given, dict) and "image" in given:
+        takers = ", ".join(other.name for other in CATALOG.values() if other.image != "none")
+        message = f"{row.name} starts from the prompt alone; leave image out, or ask for one of {takers}"
+        raise Invalid(Problem(pointer="/input/image", rule="unavailable", message=message))
 
 
 @cache

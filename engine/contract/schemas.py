@@ -142,8 +142,7 @@ _OPTIONAL = {"progress": ("peak_memory_bytes", "preview")}
 def published() -> dict[str, dict[str, Any]]:
     """Every schema by its file name."""
     events = {f"job.{name}.v1.json": _published(name) for name in EVENTS}
-    rows = [schema(row) for row in CATALOG.values() if not row.needs_image]
-    request = {"title": "io.cinevent.job.request.v1", "oneOf": rows}
+    request = {"title": "io.cinevent.job.request.v1", "oneOf": [schema(row) for row in CATALOG.values()]}
     return {**events, "job.request.v1.json": _with_head("job.request.v1.json", request)}
 
 

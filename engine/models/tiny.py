@@ -1,6 +1,6 @@
 """The tiny models: the real classes with few and random weights, for tests, demos and development without a GPU.
 
-In: a folder. Out: in it, one diffusers folder per tiny catalog row, as `WanPipeline.save_pretrained` would write it,
+In: a folder. Out: in it, one diffusers folder per tiny catalog row, as its pipeline's `save_pretrained` would write it,
 with the same bytes on every build. `python -m engine.models.tiny DIR` builds those that are absent.
 """
 
@@ -16,12 +16,23 @@ from engine.contract.models import CATALOG, ModelRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ROWS = ("tiny-t2v", "tiny-ti2v")
+ROWS = ("tiny-t2v", "tiny-ti2v", "tiny-i2v")
 # Any fixed number: tests compare with what these weights give.
 _SEED = 20
 _TEXT_DIM = 64
 # Longest sequence of text tokens, as in Wan's tokenizer.
 _TEXT_TOKENS = 512
+# As on the hub: TI2V's folder is the text pipeline's, which the image pipeline opens as well.
+_TEXT_PIPELINE: dict[str, Any] = {"_class_name": "WanPipeline"}
+_PIPELINES = {
+    "none": _TEXT_PIPELINE,
+    "optional": _TEXT_PIPELINE,
+    "required": {
+        "_class_name": "WanImageToVideoPipeline",
+        "image_encoder": [None, None],
+        "image_processor": [None, None],
+    },
+}
 _SPACE = "\u2581"
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _WORDS = (
@@ -64,7 +75,7 @@ def _write(row: ModelRow, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         parts = _parts(row)
-    index = {"_class_name": "WanPipeline", "boundary_ratio": row.boundary, "expand_timesteps": row.boundary is None}
+    index = {**_PIPELINES[row.image], "boundary_ratio": row.boundary, "expand_timesteps": row.boundary is None}
     for name, part in parts.items():
         library = type(part).__module__.partition(".")[0]
         index[name] = [library, type(part).__name__]
@@ -104,7 +115,7 @@ def _transformer_config(row: ModelRow) -> dict[str, Any]:
         "patch_size": (1, 2, 2),
         "num_attention_heads": row.num_heads,
         "attention_head_dim": 24,
-        "in_channels": row.latent_channels,
+        "in_channels": row.input_channels,
         "out_channels": row.latent_channels,
         "text_dim": _TEXT_DIM,
         "freq_dim": 32,

@@ -162,7 +162,7 @@ def read_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
 def _check_shape(row: ModelRow, path: Path, expert: WanTransformer3DModel) -> None:
     config = expert.config
     found = (config.num_attention_heads, config.num_layers, config.in_channels)
-    expected = (row.num_heads, row.num_layers, row.latent_channels)
+    expected = (row.num_heads, row.num_layers, row.input_channels)
     if found != expected:
         raise _failed(
             path, f"(heads, layers, channels) are {found}; {row.name} has {expected}: these are another model's weights"

@@ -13,12 +13,12 @@ from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.wsgi import wrap_file
 
 from engine.contract.codec import is_event, loads
-from engine.contract.errors import Conflict, NotFound
+from engine.contract.errors import Conflict, Invalid, NotFound
 from engine.contract.events import Event, rivals
 from engine.contract.job import Job, State, fold, is_id
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
-from functions.submit import handler
+from functions.submit import handler, uploads
 from functions.web import empty, log_to_stderr, make_app, problem, read_event
 
 # With the answer itself, under the second in which a caller wants to know that the log is away.
@@ -43,6 +43,7 @@ def make(deps: Deps) -> Flask:
         ("GET", "/api/v1/jobs/<job>", _get),
         ("POST", "/api/v1/jobs/<job>/cancel", _cancel),
         ("GET", "/api/v1/jobs/<job>/video", _video),
+        ("PUT", "/api/v1/uploads/<name>", uploads.put),
     )
     for method, path, view in rules:
         app.add_url_rule(path, endpoint=f"{method} {path}", view_func=partial(view, deps), methods=[method])
@@ -51,6 +52,8 @@ def make(deps: Deps) -> Flask:
 
 def _generate(deps: Deps) -> Response:
     event = _requested(deps)
+    if missing := uploads.missing(deps, event):
+        return _without_upload(deps, event, missing)
     try:
         sequence = deps.bus.publish(event, first=rivals(event), deadline_s=_DEADLINE_S)
     except Conflict:
@@ -69,6 +72,14 @@ def _repeated(deps: Deps, event: Event) -> Response:
     response = _accepted(deps, job)
     response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+def _without_upload(deps: Deps, event: Event, missing: Invalid) -> Response:
+    """Uploads may be deleted once they were used; a repeat of what was accepted then is still answered with its job."""
+    try:
+        return _repeated(deps, event)
+    except NotFound:
+        raise missing from None
 
 
 def _requested(deps: Deps) -> Event:

@@ -130,6 +130,17 @@ class TestStore:
             with pytest.raises(NotFound, match=key):
                 read(key)
 
+    def test_what_was_put_exists(self, store: Store, file: Callable[[bytes], Path]) -> None:
+        store.put(KEY, file(b""), content_type="video/mp4")
+
+        assert store.exists(KEY)
+
+    @pytest.mark.parametrize("key", [KEY, "default", "default/j1", "other", "../file", "", "/etc/passwd"])
+    def test_nothing_else_exists(self, store: Store, file: Callable[[bytes], Path], key: str) -> None:
+        store.put(KEY + ".json", file(b"{}"), content_type="application/json")
+
+        assert not store.exists(key)
+
     def test_the_keys_below_a_folder_are_listed_in_order_and_can_be_read(
         self, store: Store, file: Callable[[bytes], Path]
     ) -> None:
@@ -215,6 +226,7 @@ class TestStore:
             lambda: store.put(KEY, file(b"a video"), content_type="video/mp4"),
             lambda: store.read(KEY),
             lambda: store.open(KEY),
+            lambda: store.exists(KEY),
             lambda: store.list("default"),
             lambda: store.delete(KEY),
         ):

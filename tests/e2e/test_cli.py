@@ -9,6 +9,7 @@ import pytest
 from engine.adapters.bus import Bus
 from engine.contract.settings import Settings
 from engine.contract.streams import dead_subject
+from engine.contract.upload import UPLOAD_MAX_BYTES
 from functions.cli import make_parser
 from tests.e2e.system import System, cinevent
 from tests.make import an_event
@@ -16,7 +17,7 @@ from tests.servers import free_port
 
 OPTIONS = {
     "local": "--data --json --models --nats-port --port --processes --ready-file",
-    "submit": "--crf --file --fps --guidance-scale --height --json --key --model --nats --negative-prompt "
+    "submit": "--crf --file --fps --guidance-scale --height --image --json --key --model --nats --negative-prompt "
     "--num-frames --priority --seed --steps --url --watch --webhook --width",
     "get": "--json --nats --url",
     "watch": "--json --nats --url",
@@ -107,6 +108,24 @@ def test_a_request_from_a_file_keeps_its_key(system: System, tmp_path: Path) -> 
 
     assert first["id"] == second["id"]
     assert first["priority"] == "low"
+
+
+@pytest.mark.parametrize("body", [None, b"", b"a cat", b"\x89PNG\r\n\x1a\n" + bytes(UPLOAD_MAX_BYTES)])
+def test_a_file_that_is_no_picture_is_not_sent(system: System, tmp_path: Path, body: bytes | None) -> None:
+    file = tmp_path / "boat.png"
+    if body is not None:
+        file.write_bytes(body)
+
+    done = system.cinevent("submit", "a cat", "--model", "tiny-i2v", "--image", str(file))
+
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert str(file) in done.err
+
+
+def test_a_picture_for_a_request_from_a_file_is_refused_before_it_is_sent(system: System) -> None:
+    done = system.cinevent("submit", "--file", "request.json", "--image", "boat.png")
+
+    assert (done.code, "input.image" in done.err) == (1, True)
 
 
 def test_list_shows_jobs_as_lines_and_as_json(system: System) -> None:

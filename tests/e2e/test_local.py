@@ -1,6 +1,7 @@
 """The whole system on one machine with the real engine: a request becomes a video, whatever happens in between."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from standardwebhooks import Webhook
 from engine.contract.codec import decode
 from engine.contract.schemas import STAGES
 from tests.e2e.system import System, a_system, cinevent, left, power_off
+from tests.pictures import a_file, a_picture
 from tests.servers import Sink, accepts, free_port, wait_until
 
 SMALL = ("--width", "64", "--height", "64", "--num-frames", "9", "--steps", "4", "--seed", "7")
@@ -37,6 +39,33 @@ def test_a_request_becomes_a_video_and_a_signed_webhook(system: System, sink: Si
     [hook] = sink.received
     Webhook(system.addresses["webhook_secret"]).verify(hook.body, hook.headers)
     assert decode(hook.headers, hook.body).name == "completed"
+
+
+def test_a_picture_becomes_a_video(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "boat.jpg"
+    file.write_bytes(a_file(a_picture(200, 100), "JPEG"))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    job = system.submit(*SMALL, "--model", "tiny-i2v", "--image", str(file))
+
+    state = system.await_state(job, "COMPLETED", "FAILED")
+    assert (state["state"], state["input"]["image"]) == ("COMPLETED", f"{digest}.jpg")
+    manifest = json.loads((system.data / "store" / state["artifacts"]["manifest"]["key"]).read_text())
+    assert manifest["inputs"]["image"] == {
+        "key": f"default/uploads/{digest}.jpg",
+        "content_type": "image/jpeg",
+        "size_bytes": file.stat().st_size,
+        "sha256": digest,
+    }
+
+
+def test_a_damaged_picture_fails_the_job_with_the_reason(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "boat.png"
+    file.write_bytes(a_file()[:100])
+
+    state = system.await_state(system.submit("--model", "tiny-i2v", "--image", str(file)), "COMPLETED", "FAILED")
+
+    assert (state["error"]["code"], state["attempt"]) == ("input_invalid", 1)
 
 
 def test_watch_shows_stages_and_steps_until_the_end(system: System) -> None:

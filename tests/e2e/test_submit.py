@@ -1,8 +1,10 @@
 """submit over HTTP and a real log: what it accepts, what it refuses, and that nothing refused is published."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from flask.testing import FlaskClient
 from engine.adapters.bus import Bus
 from engine.contract.codec import decode
 from engine.contract.events import REQUEST_TYPE
+from engine.contract.job import upload_key
 from engine.contract.settings import Settings
+from engine.contract.upload import UPLOAD_MAX_BYTES
 from functions.deps import Deps, open_deps
 from functions.submit.app import make
 from tests.make import TENANT, a_body, a_video, an_event, an_input
@@ -33,6 +37,14 @@ def http(deps: Deps) -> FlaskClient:
     client = make(deps).test_client()
     wait_until(lambda: client.get("/readyz").status_code == 200)
     return client
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+IMAGE_BODY = a_body(model="tiny-i2v", input=an_input(image="boat.png"))
+
+
+def put(http: FlaskClient, name: str = "boat.png", body: bytes = PNG, **more: Any) -> Any:
+    return http.put(f"/api/v1/uploads/{name}", **{"data": body, "content_type": "image/png", **more})
 
 
 def num_accepted(bus: Bus) -> int:
@@ -176,6 +188,91 @@ def test_a_video_is_served_whole_and_in_ranges(http: FlaskClient, bus: Bus, deps
         assert (whole.status_code, whole.content_type, whole.data) == (200, "video/mp4", bytes(range(100)))
         assert (part.status_code, part.data) == (206, bytes(range(10, 20)))
         assert part.headers["Content-Range"] == "bytes 10-19/100"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "kind"),
+    [
+        ("boat.png", PNG, "image/png"),
+        ("boat", b"\xff\xd8\xff\xe0" + bytes(8), "image/jpeg; q=1"),
+        ("b" * 128, b"RIFF\0\0\0\0WEBP", "image/webp"),
+        ("large.png", PNG[:8] + bytes(UPLOAD_MAX_BYTES - 8), "image/png"),
+    ],
+)
+def test_a_picture_is_in_the_store_before_the_201(
+    http: FlaskClient, deps: Deps, name: str, body: bytes, kind: str
+) -> None:
+    answer = put(http, name, body, content_type=kind)
+
+    stored = {"name": name, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    assert (answer.status_code, answer.json) == (201, stored)
+    assert answer.headers["Location"] == f"/api/v1/uploads/{name}"
+    assert deps.store.read(upload_key(TENANT, name)) == body
+
+
+def test_a_second_picture_of_a_name_replaces_the_first(http: FlaskClient, deps: Deps) -> None:
+    answers = [put(http, body=PNG + number) for number in (b"1", b"2")]
+
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert deps.store.read(upload_key(TENANT, "boat.png")) == PNG + b"2"
+
+
+BAD_UPLOADS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "hidden": ({"name": ".boat.png"}, 422, "validation_failed"),
+    "up": ({"name": "%2e%2e"}, 422, "validation_failed"),
+    "elsewhere": ({"name": "a%2fb"}, 404, "not_found"),
+    "long": ({"name": "b" * 129}, 422, "validation_failed"),
+    "another type": ({"content_type": "image/gif"}, 415, "unsupported_media_type"),
+    "no type": ({"content_type": ""}, 415, "unsupported_media_type"),
+    "a form": ({"content_type": "multipart/form-data; boundary=x"}, 415, "unsupported_media_type"),
+    "empty": ({"body": b""}, 422, "validation_failed"),
+    "text": ({"body": b"a cat"}, 422, "validation_failed"),
+    "another picture": ({"body": b"\xff\xd8\xff" + bytes(100)}, 422, "validation_failed"),
+    "large": ({"body": PNG + bytes(UPLOAD_MAX_BYTES)}, 413, "payload_too_large"),
+    # As gunicorn hands over a body whose sender hung up.
+    "cut": ({"environ_overrides": {"CONTENT_LENGTH": "999", "wsgi.input_terminated": True}}, 400, "bad_request"),
+}
+
+
+@pytest.mark.parametrize(("sent", "status", "code"), BAD_UPLOADS.values(), ids=BAD_UPLOADS)
+def test_a_bad_upload_is_a_problem_and_is_not_stored(
+    http: FlaskClient, settings: Settings, sent: dict[str, Any], status: int, code: str
+) -> None:
+    answer = put(http, **sent)
+
+    assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
+    assert answer.json["code"] == code
+    assert [path for path in Path(settings.store_url.removeprefix("file:")).rglob("*") if path.is_file()] == []
+
+
+def test_a_body_that_is_too_large_is_told_its_own_limit(http: FlaskClient) -> None:
+    assert str(UPLOAD_MAX_BYTES) in put(http, body=PNG + bytes(UPLOAD_MAX_BYTES)).json["detail"]
+    assert "1048576 bytes" in http.post(GENERATE, data=b"x" * 5_000_000, content_type="application/json").json["detail"]
+
+
+@pytest.mark.parametrize("headers", [{}, EVENT], ids=["json", "event"])
+def test_a_request_is_accepted_once_its_picture_is_there(http: FlaskClient, bus: Bus, headers: dict[str, str]) -> None:
+    before = http.post("/", json=IMAGE_BODY, headers=headers)
+    put(http)
+    after = http.post("/", json=IMAGE_BODY, headers=headers)
+
+    assert (before.status_code, before.json["errors"][0]["pointer"]) == (422, "/input/image")
+    assert after.status_code == 202
+    assert num_accepted(bus) == 1
+
+
+def test_a_repeat_is_answered_with_its_job_although_the_picture_is_gone(
+    http: FlaskClient, bus: Bus, settings: Settings
+) -> None:
+    put(http)
+    first = http.post("/", json=IMAGE_BODY, headers=EVENT)
+    (Path(settings.store_url.removeprefix("file:")) / upload_key(TENANT, "boat.png")).unlink()
+
+    again, another = (http.post("/", json=IMAGE_BODY, headers=EVENT | {"ce-id": key}) for key in ("1", "2"))
+
+    assert (again.status_code, again.headers["Location"]) == (202, first.headers["Location"])
+    assert another.status_code == 422
+    assert num_accepted(bus) == 1
 
 
 def test_there_is_no_video_before_the_job_is_completed(http: FlaskClient) -> None:

@@ -5,6 +5,7 @@ A process of its own: the ranks are forked from it, and the tests' own process h
 
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from engine.models import tiny
-from tests.engine.ours import a_video_request, our_model, our_steps
+from tests.engine.ours import WAYS, a_video_request, our_model, our_steps
 from tests.make import a_plan
 from tests.ranks import on_ranks
 
@@ -31,6 +31,15 @@ class Case:
     inputs: dict[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     fp32_tolerance: float = 0.0
+
+
+def pairs(case: Case) -> list[tuple[str, str]]:
+    """The ways and dtypes of a case: a model that is the same with an image has it in float32 alone."""
+    return [
+        (way, dtype)
+        for (way, (_, image)), dtype in product(WAYS.items(), case.dtypes)
+        if not image or dtype == "float32"
+    ]
 
 
 def on(num_processes: int, **degrees: Any) -> Plan:
@@ -59,13 +68,14 @@ CASES = [
 ]
 
 
-def file_of(case: Case, model: str, dtype: str, rank: int) -> str:
-    return f"{case.name}, {model}, {dtype}, {rank}.pt"
+def file_of(case: Case, way: str, dtype: str, rank: int) -> str:
+    return f"{case.name}, {way}, {dtype}, {rank}.pt"
 
 
-def latents(model: str, inputs: dict[str, Any], models: Path, ranks: Ranks, *, plan: Plan, dtype: str) -> torch.Tensor:
+def latents(way: str, inputs: dict[str, Any], models: Path, ranks: Ranks, *, plan: Plan, dtype: str) -> torch.Tensor:
     """What these ranks denoise."""
-    request = a_video_request(model, **inputs)
+    model, image = WAYS[way]
+    request = a_video_request(model, **inputs, **image)
     row, mesh = replace(request.row, dtype=dtype), divide(ranks, plan)
     *_, last = our_steps(our_model(row, request.input, models, mesh), row, request.input, mesh)
     return last.after.latents_bcfhw
@@ -102,10 +112,9 @@ def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
-    for model in tiny.ROWS:
-        for dtype in case.dtypes:
-            result = latents(model, case.inputs, models, ranks, plan=case.plan, dtype=dtype)
-            torch.save(result, folder / file_of(case, model, dtype, ranks.rank))
+    for way, dtype in pairs(case):
+        result = latents(way, case.inputs, models, ranks, plan=case.plan, dtype=dtype)
+        torch.save(result, folder / file_of(case, way, dtype, ranks.rank))
 
 
 if __name__ == "__main__":

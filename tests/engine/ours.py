@@ -10,19 +10,31 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from engine import decode, denoise, load
-from engine.contract.models import ModelRow
+from engine import decode, denoise, image, load
+from engine.contract.artifact import Artifact
+from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
 from engine.contract.request import Input, Request
+from engine.image import Picture
 from engine.latents import Run, Stages, make_latents
 from engine.mesh import Mesh, Ranks, divide
+from engine.models import feed, tiny
 from engine.models.wan import Denoiser
 from engine.report import Silence
 from engine.stop import Stop
 from engine.tiles import Tiles
 from tests.make import a_plan, a_request, an_input
+from tests.pictures import a_file, a_picture
 
 ALONE = a_plan(num_processes=1, cfg=1)
+IMAGE = {"image": "picture.png"}
+WAYS: dict[str, tuple[str, dict[str, str]]] = {
+    **{name: (name, {}) for name in tiny.ROWS if CATALOG[name].image != "required"},
+    **{f"{name} from an image": (name, IMAGE) for name in tiny.ROWS if CATALOG[name].image != "none"},
+}
+"""Every way to make a video: a model, and what its input must have."""
+AUTOENCODERS = ("tiny-t2v", "tiny-ti2v")
+"""One model of each kind of autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +49,28 @@ def a_video_request(model: str, **inputs: Any) -> Request:
     return a_request(model=model, input=an_input(**{**small, **inputs}))
 
 
-def our_latents(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE) -> tuple[torch.Tensor, Any]:
+def upload(request: Request) -> bytes:
+    """The file that a request's image names: of the video's shape, but larger."""
+    return a_file(a_picture(request.input.width * 2, request.input.height * 2))
+
+
+def our_latents(request: Request, models: Path, ranks: Ranks, **over: Any) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
-    return make_latents(a_run(request, models, ranks, plan))
+    return make_latents(a_run(request, models, ranks, **over))
 
 
 def a_run(request: Request, models: Path, ranks: Ranks, plan: Plan = ALONE, **over: Any) -> Run:
     """A run that nobody stops and that leaves no checkpoint."""
     mesh, stages = divide(ranks, plan), Stages(Silence())
-    parts = {"mesh": mesh, "stages": stages, "stop": Stop(), "checkpoints": None, **over}
+    picture = a_read_picture(request, upload(request)) if request.input.image else None
+    parts = {"mesh": mesh, "stages": stages, "stop": Stop(), "picture": picture, "checkpoints": None, **over}
     return Run(request=request, folder=models / request.model, **parts)
+
+
+def a_read_picture(request: Request, file: bytes) -> Picture:
+    """What the reporter makes of an upload."""
+    read = Artifact.of(file, key=str(request.input.image), content_type="image/png")
+    return Picture(rgb=image.read(file, size=(request.input.width, request.input.height)), upload=read)
 
 
 def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
@@ -61,12 +85,22 @@ def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Itera
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
     start = denoise.Snapshot(step=0, latents_bcfhw=noise)
-    return denoise.denoise(model, embeddings, start, scales=(given.guidance_scale, 3.0), mesh=mesh)
+    fed = our_feed(model, row, given, noise)
+    return denoise.denoise(model, embeddings, start, feed=fed, scales=(given.guidance_scale, 3.0), mesh=mesh)
 
 
-def ours(request: Request, models: Path, ranks: Ranks) -> Sample:
+def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) -> feed.Feed:
+    """The feed of a request, with latents that no picture gives."""
+    is_per_token = model.expand_timesteps
+    if given.image is None:
+        return feed.from_text(noise, is_per_token=is_per_token)
+    picture = noise.flip(-1)[:, :, : 1 if is_per_token else None]
+    return feed.from_image(noise, picture, mask_channels=row.temporal_stride, is_per_token=is_per_token)
+
+
+def ours(request: Request, models: Path, ranks: Ranks, **over: Any) -> Sample:
     """What the engine makes of a request."""
-    latents, vae = our_latents(request, models, ranks)
+    latents, vae = our_latents(request, models, ranks, **over)
     return Sample(latents=latents, frames=np.concatenate(list(decode.decode(vae, latents))))
 
 

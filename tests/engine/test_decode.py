@@ -17,9 +17,8 @@ from torch.utils._pytree import tree_leaves
 from engine import decode, load
 from engine.contract.errors import JobFailed
 from engine.mesh import Ranks
-from engine.models import tiny
 from engine.tiles import MAX_RANKS, Grid, deal, decode_tiles, run_decoder
-from tests.engine.ours import limit_memory, some_latents, tiled_pixels, torchrun
+from tests.engine.ours import AUTOENCODERS, limit_memory, some_latents, tiled_pixels, torchrun
 from tests.engine.tiles_on_ranks import SHORT, SIDE, SIZES, WIDE, WORLDS
 
 # The decoders of the real rows (config.json of the vae folders of Wan-AI/Wan2.2-*-Diffusers); no weights are needed.
@@ -37,7 +36,7 @@ WAN22: dict[str, Any] = {
 GIB = 2**30
 
 
-@pytest.fixture(params=tiny.ROWS)
+@pytest.fixture(params=AUTOENCODERS)
 def vae(request: pytest.FixtureRequest, models: Path) -> AutoencoderKLWan:
     """An autoencoder of its own for each test: some put hooks on it."""
     return load.load_vae(models / request.param)
@@ -134,7 +133,7 @@ def on_ranks(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # The ranks start together on the few processors of a test machine, and import torch and diffusers first.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", SIZES)
-@pytest.mark.parametrize("name", tiny.ROWS)
+@pytest.mark.parametrize("name", AUTOENCODERS)
 def test_tiles_on_many_ranks_equal_those_on_one(models: Path, on_ranks: Path, name: str, case: str) -> None:
     vae = load.load_vae(models / name)
     expected = tiled_by_diffusers(vae, some_latents(vae, *SIZES[case]), SIDE)
@@ -146,7 +145,7 @@ def test_tiles_on_many_ranks_equal_those_on_one(models: Path, on_ranks: Path, na
 def test_when_one_rank_has_not_enough_memory_all_take_smaller_tiles(
     models: Path, ranks: Ranks, on_ranks: Path, tmp_path: Path
 ) -> None:
-    vae = load.load_vae(models / tiny.ROWS[-1])
+    vae = load.load_vae(models / AUTOENCODERS[-1])
     tiles = decode.decode_in_tiles(vae, some_latents(vae, *WIDE), side=128, ranks=ranks, folder=tmp_path)
     expected = tiled_pixels(vae, tiles)
     for world in WORLDS:

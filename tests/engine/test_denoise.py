@@ -8,14 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.contract.request import Request
 from engine.mesh import Ranks, divide
-from engine.models import tiny
-from tests.engine.ours import ALONE, a_video_request, our_latents, our_model, our_steps, ours
+from tests.engine.ours import (
+    ALONE,
+    IMAGE,
+    WAYS,
+    a_read_picture,
+    a_video_request,
+    our_latents,
+    our_model,
+    our_steps,
+    ours,
+)
 from tests.engine.theirs import pipeline, theirs
+from tests.pictures import a_file
 
 CASES = {
     "small": {},
@@ -28,6 +39,9 @@ CASES = {
     "one step": {"steps": 1},
     "no negative prompt": {"negative_prompt": ""},
 }
+# What an image changes: sizes, and how often and by which expert it is seen.
+IMAGE_CASES = ("small", "defaults of the row", "one pass", "second scale of one", "odd size", "upright")
+PAIRS = [(way, case) for way, (_, image) in WAYS.items() for case in (IMAGE_CASES if image else CASES)]
 
 
 def some_steps(request: Request, models: Path, ranks: Ranks) -> Iterator[denoise.Step]:
@@ -35,10 +49,10 @@ def some_steps(request: Request, models: Path, ranks: Ranks) -> Iterator[denoise
     return our_steps(our_model(row, given, models, mesh), row, given, mesh)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", tiny.ROWS)
-def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks, name: str, case: str) -> None:
-    inputs = {**CASES[case]}
+@pytest.mark.parametrize(("way", "case"), PAIRS)
+def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks, way: str, case: str) -> None:
+    name, image = WAYS[way]
+    inputs = {**CASES[case], **image}
     if CATALOG[name].guidance_scale_2 is None:
         inputs.pop("guidance_scale_2", None)
     request = a_video_request(name, **inputs)
@@ -47,9 +61,10 @@ def test_latents_and_frames_equal_those_of_diffusers(models: Path, ranks: Ranks,
     assert np.array_equal(mine.frames, expected.frames)
 
 
-@pytest.mark.parametrize("name", tiny.ROWS)
-def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path, ranks: Ranks, name: str) -> None:
-    request = a_video_request(name)
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path, ranks: Ranks, way: str) -> None:
+    name, image = WAYS[way]
+    request = a_video_request(name, **image)
     row = replace(request.row, dtype="bfloat16")
     parts = load.start(row, models / name, flow_shift=3.0, steps=4, mesh=divide(ranks, ALONE))
     expert = parts.denoiser.experts[0]()
@@ -94,6 +109,17 @@ def test_a_step_that_was_yielded_does_not_change_any_more(models: Path, ranks: R
     assert torch.equal(first.after.latents_bcfhw, before)
     with pytest.raises(FrozenInstanceError):
         first.after = None
+
+
+@pytest.mark.parametrize("name", ["tiny-i2v", "tiny-ti2v"])
+def test_the_image_has_a_say_and_ti2v_begins_with_it(models: Path, ranks: Ranks, name: str) -> None:
+    request, other_seed = a_video_request(name, **IMAGE), a_video_request(name, **IMAGE, seed=8)
+    white, black = (a_read_picture(request, a_file(Image.new("RGB", (9, 9), c))) for c in ("white", "black"))
+    light, dark = (our_latents(request, models, ranks, picture=picture)[0] for picture in (white, black))
+    other, _ = our_latents(other_seed, models, ranks, picture=black)
+    assert not torch.equal(light, dark)
+    assert not torch.equal(other[:, :, 1], dark[:, :, 1])
+    assert torch.equal(other[:, :, 0], dark[:, :, 0]) == (name == "tiny-ti2v")
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a bear"}, {"flow_shift": 9.0}, {"guidance_scale_2": 9.0}])

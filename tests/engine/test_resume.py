@@ -23,7 +23,8 @@ from engine.latents import make_latents
 from engine.mesh import Ranks, divide
 from engine.stop import EXIT_CODE, Stop, Stopped, Why
 from tests.engine.lives import Life, to_json
-from tests.engine.ours import ALONE, a_run, a_video_request, our_model, our_steps
+from tests.engine.ours import ALONE, WAYS, a_run, a_video_request, our_model, our_steps
+from tests.pictures import a_file
 
 STEPS = 44
 KILLS = 10
@@ -57,6 +58,11 @@ def a_life(folder: Path, models: Path, name: str, **over: Any) -> Life:
     kind = name.partition("-")[2]
     request = folder / f"{kind}.json"
     small = {"prompt": "a cat", "width": 64, "height": 64, "num_frames": 5, "steps": STEPS, "seed": 7}
+    if kind == "ti2v":
+        # Its first frame is held in every step: each life must make it anew, the same.
+        small["image"] = "boat.png"
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "boat.png").write_bytes(a_file())
     request.write_text(json.dumps({"model": f"tiny-{kind}", "input": small}))
     return Life(request=str(request), out=str(folder / name), models=str(models), **over)
 
@@ -164,6 +170,7 @@ def test_an_identity_is_of_the_video_the_weights_and_the_versions(models: Path, 
     assert own == identity(replace(request, priority="high", metadata={"a": "b"}), folder)
     assert own != identity(a_video_request("tiny-t2v", seed=8), folder)
     assert own != identity(a_video_request("tiny-t2v", prompt="a dog"), folder)
+    assert own != identity(request, folder, image="another picture under the same name")
     (tmp_path / "model.safetensors").write_bytes(b"x")
     one = identity(request, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"xx")
@@ -194,9 +201,11 @@ def test_a_cancelled_run_leaves_after_the_step_and_no_checkpoint(models: Path, r
     assert DirStore(tmp_path).list("default/job/checkpoints") == []
 
 
-def test_a_finished_denoising_is_not_repeated(models: Path, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["tiny-t2v", "tiny-ti2v from an image"])
+def test_a_finished_denoising_is_not_repeated(models: Path, ranks: Ranks, tmp_path: Path, way: str) -> None:
     """A decoding that fails, as for want of memory, must not cost the steps again: they need no expert, and no text."""
-    request = a_video_request("tiny-t2v", steps=3)
+    name, image = WAYS[way]
+    request = a_video_request(name, steps=3, **image)
     first, _ = make_latents(a_run(request, models, ranks, checkpoints=some_checkpoints(tmp_path)))
     again = a_run(request, models, ranks, checkpoints=some_checkpoints(tmp_path))
     latents, vae = make_latents(again)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline
 
 from engine.contract.models import CATALOG
 from engine.models import tiny
@@ -18,9 +18,10 @@ def a_tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", tiny.ROWS)
 def test_diffusers_own_pipeline_loads_the_folder(models: Path, name: str) -> None:
-    pipe = WanPipeline.from_pretrained(models / name)
+    pipe = DiffusionPipeline.from_pretrained(models / name)
     assert pipe.config.boundary_ratio == CATALOG[name].boundary
     assert pipe.vae_scale_factor_spatial == CATALOG[name].spatial_stride
+    assert pipe.transformer.config.in_channels == CATALOG[name].input_channels
     assert pipe.transformer.config.num_attention_heads == CATALOG[name].num_heads
     assert (pipe.transformer_2 is None) == (CATALOG[name].guidance_scale_2 is None)
 
@@ -51,6 +52,6 @@ def test_models_that_are_there_cost_no_import_of_torch(models: Path) -> None:
 
 
 def test_different_prompts_read_differently(models: Path) -> None:
-    tokenizer = WanPipeline.from_pretrained(models / "tiny-t2v").tokenizer
+    tokenizer = DiffusionPipeline.from_pretrained(models / "tiny-t2v").tokenizer
     prompts = ["a cat", "a Cat", "a car", "\u4e2d\u6587", "\u4e2d\u56fd", "?"]
     assert len({tuple(tokenizer(prompt).input_ids) for prompt in prompts}) == len(prompts)

@@ -1,21 +1,24 @@
 """The other side of a comparison: the same video, made by diffusers' own pipeline."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+from PIL import Image
 
 from engine.contract.request import Request
-from tests.engine.ours import Sample
+from tests.engine.ours import Sample, upload
 
 
-def pipeline(request: Request, models: Path, *, dtype: torch.dtype = torch.float32) -> WanPipeline:
+def pipeline(request: Request, models: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """diffusers' pipeline of the same folder, with the request's flow shift; the autoencoder stays float32."""
     folder = models / request.model
     vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
-    pipe = WanPipeline.from_pretrained(folder, vae=vae, dtype=dtype)
+    kind = WanImageToVideoPipeline if request.input.image else WanPipeline
+    pipe = kind.from_pretrained(folder, vae=vae, dtype=dtype)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=request.input.flow_shift)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.transformer, pipe.transformer_2, pipe.text_encoder):
@@ -30,8 +33,10 @@ def arguments(request: Request) -> dict[str, Any]:
     given = request.input
     names = ("prompt", "negative_prompt", "width", "height", "num_frames", "guidance_scale", "guidance_scale_2")
     generator = torch.Generator("cpu").manual_seed(given.seed)
+    image = {"image": Image.open(io.BytesIO(upload(request)))} if given.image else {}
     return {
         **{name: getattr(given, name) for name in names},
+        **image,
         "num_inference_steps": given.steps,
         "generator": generator,
     }
@@ -47,4 +52,7 @@ def theirs(request: Request, models: Path, *, dtype: torch.dtype = torch.float32
 
     pipe = pipeline(request, models, dtype=dtype)
     pictures = pipe(**arguments(request), output_type="pil", callback_on_step_end=keep).frames[0]
+    if request.input.image:
+        # The callback sees latents before the pipeline puts the image's frame back into them.
+        kept["latents"] = pipe(**arguments(request), output_type="latent").frames
     return Sample(latents=kept["latents"], frames=np.stack([np.asarray(picture) for picture in pictures]))

@@ -15,9 +15,8 @@ import torch.distributed as dist
 from engine import load
 from engine.decode import decode_in_tiles
 from engine.mesh import Ranks
-from engine.models import tiny
 from engine.tiles import decode_tiles
-from tests.engine.ours import limit_memory, some_latents, tiled_pixels
+from tests.engine.ours import AUTOENCODERS, limit_memory, some_latents, tiled_pixels
 
 WORLDS = (2, 3, 4)
 # The last tiles of "odd" are one or two cells narrow, less than what overlaps.
@@ -42,7 +41,7 @@ def main(models: Path, folder: Path) -> None:
 
 def run(models: Path, folder: Path, ranks: Ranks) -> None:
     """Every case on these ranks."""
-    for name in tiny.ROWS:
+    for name in AUTOENCODERS:
         vae = load.load_vae(models / name)
         for case, size in SIZES.items():
             with tempfile.TemporaryDirectory() as scratch, torch.no_grad():

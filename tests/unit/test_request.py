@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.contract.errors import Invalid
 from engine.contract.models import CATALOG
 from engine.contract.request import OPTIONS, WEBHOOK_EVENTS, Input, Request, check_size, parse
-from tests.make import JOB, a_body, a_request, an_input
+from tests.make import JOB, a_body, a_request, an_input, an_input_for
 from tests.unit.values import any_json, bodies
 
 OTHER_JOB = "j" + "z" * 25
@@ -26,6 +26,10 @@ def broken_rules(body: Any) -> set[tuple[str, str]]:
 
 def with_input(**over: Any) -> dict[str, Any]:
     return a_body(input=an_input(**over))
+
+
+def with_image(name: Any) -> dict[str, Any]:
+    return a_body(model="tiny-ti2v", input=an_input(image=name))
 
 
 def with_hook(**over: Any) -> dict[str, Any]:
@@ -47,7 +51,15 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "no model": ({"input": an_input()}, "/model", "enum"),
     "an unknown model": (a_body(model="sora"), "/model", "enum"),
     "a model that is a list": (a_body(model=[]), "/model", "enum"),
-    "a model that needs an image": (a_body(model="wan2.2-i2v-a14b"), "/model", "unavailable"),
+    "no image where there must be one": (a_body(model="wan2.2-i2v-a14b"), "/input", "required"),
+    "an image where there can be none": (with_input(image="boat.png"), "/input/image", "unavailable"),
+    "an image that is null": (with_image(None), "/input/image", "type"),
+    "an image without a name": (with_image(""), "/input/image", "pattern"),
+    "a hidden image": (with_image(".boat.png"), "/input/image", "pattern"),
+    "an image elsewhere": (with_image("../other/boat.png"), "/input/image", "pattern"),
+    "an image on the web": (with_image("https://example.com/boat.png"), "/input/image", "pattern"),
+    "an image with a line break": (with_image("boat.png\n"), "/input/image", "pattern"),
+    "an image with a long name": (with_image("a" * 129), "/input/image", "maxLength"),
     "no input": ({"model": "tiny-t2v"}, "", "required"),
     "an input that is a text": (a_body(input="a boat"), "/input", "type"),
     "no prompt": (a_body(input={}), "/input", "required"),
@@ -197,11 +209,23 @@ def test_a_webhook_address_is_kept_as_it_was_given(url: str) -> None:
     assert request.webhook.events == WEBHOOK_EVENTS
 
 
-@pytest.mark.parametrize("model", [name for name, row in CATALOG.items() if not row.needs_image])
+def test_a_model_without_images_is_answered_with_those_that_take_one() -> None:
+    with pytest.raises(Invalid, match=r"tiny-t2v starts from the prompt alone.*wan2\.2-i2v-a14b, wan2\.2-ti2v-5b"):
+        parse(with_input(image="boat.png"), job=JOB)
+
+
+def test_a_request_accepted_before_there_were_images_is_still_one() -> None:
+    accepted = a_request().to_json()
+    del accepted["input"]["image"]
+
+    assert Request.from_json(accepted) == a_request()
+
+
+@pytest.mark.parametrize("model", CATALOG)
 def test_defaults_are_filled_in_from_the_model_row(model: str) -> None:
     row = CATALOG[model]
 
-    request = a_request(model=model)
+    request = a_request(model=model, input=an_input_for(model))
 
     filled = request.input
     assert filled.negative_prompt == row.negative_prompt

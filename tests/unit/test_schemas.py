@@ -17,7 +17,7 @@ from engine.contract.errors import JOB_ERRORS, BadEvent
 from engine.contract.events import EVENTS, REQUEST_TYPE, SCHEMA_BASE
 from engine.contract.models import CATALOG
 from engine.contract.schemas import published, validate
-from tests.make import a_body, an_event
+from tests.make import a_body, an_event, an_input_for
 from tests.unit.values import any_json
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
@@ -117,12 +117,13 @@ def test_a_published_schema_is_itself_valid_and_says_where_it_is(file: str) -> N
     assert schema["$id"] == SCHEMA_BASE + file
 
 
-@pytest.mark.parametrize("model", [name for name, row in CATALOG.items() if not row.needs_image])
+@pytest.mark.parametrize("model", CATALOG)
 def test_the_request_schema_takes_a_request_for_each_model(model: str) -> None:
     validator = jsonschema_rs.validator_for(published()["job.request.v1.json"])
 
-    assert validator.is_valid(a_body(model=model))
-    assert not validator.is_valid(a_body(model=model, size="720p"))
+    body = a_body(model=model, input=an_input_for(model))
+    assert validator.is_valid(body)
+    assert not validator.is_valid({**body, "size": "720p"})
 
 
 def test_the_published_files_are_the_schemas_of_the_code() -> None:

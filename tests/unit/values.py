@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from engine.contract.events import Event
 from engine.contract.models import CATALOG
 from engine.contract.request import WEBHOOK_EVENTS
+from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -49,10 +50,10 @@ events = st.builds(
 @st.composite
 def bodies(draw: st.DrawFn) -> dict[str, Any]:
     """Requests that keep every rule."""
-    row = draw(st.sampled_from([row for row in CATALOG.values() if not row.needs_image]))
+    row = draw(st.sampled_from(list(CATALOG.values())))
     side = st.integers(256 // row.size_multiple, 512 // row.size_multiple).map(lambda n: n * row.size_multiple)
     words = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=30)
-    optional = {
+    optional: dict[str, Any] = {
         "negative_prompt": words,
         "width": side,
         "height": side,
@@ -62,7 +63,12 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         "seed": st.integers(0, 2**32 - 1),
         "crf": st.integers(1, 51),
     }
-    given_input = draw(st.fixed_dictionaries({"prompt": words.map(lambda text: f"x{text}")}, optional=optional))
+    required: dict[str, Any] = {"prompt": words.map(lambda text: f"x{text}")}
+    if row.image != "none":
+        (required if row.image == "required" else optional)["image"] = st.from_regex(NAME_PATTERN, fullmatch=True).map(
+            lambda name: name[:NAME_MAX_CHARACTERS]
+        )
+    given_input = draw(st.fixed_dictionaries(required, optional=optional))
     hook = st.fixed_dictionaries(
         {"url": st.just("https://example.com/hook")},
         optional={"events": st.lists(st.sampled_from(WEBHOOK_EVENTS), min_size=1, unique=True)},
