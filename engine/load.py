@@ -45,7 +45,7 @@ def start(
     needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
     for expert in needed.values():
-        _place(expert, row, mesh)
+        place(expert, row, mesh)
     # One thread: what is needed first is read first, with all of the disk.
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
     modules = {names[number]: expert for number, expert in needed.items()}
@@ -69,7 +69,7 @@ def load_vae(folder: Path) -> Any:
     return wan.read_weights(wan.make_vae(folder), folder / "vae")
 
 
-def _place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
+def place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
     """Split the expert's sequence and its weights as the plan says, and make room for the weights on the device."""
     if mesh.sequence:
         sequence.split(expert, mesh.sequence)

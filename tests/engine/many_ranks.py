@@ -1,9 +1,8 @@
 """Denoise under every plan on real ranks, and keep the latents of each: arguments: MODELS DIR.
 
-The ranks of each world size are forked from one process that has imported everything: imports take most of the time.
+A process of its own: the ranks are forked from it, and the tests' own process has other threads.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,10 +13,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from engine.contract.plan import Plan
-from engine.mesh import Ranks, divide, join
+from engine.mesh import Ranks, divide
 from tests.engine.ours import WAYS, a_video_request, our_model, our_steps
 from tests.make import a_plan
-from tests.servers import free_port
+from tests.ranks import on_ranks
 
 # 3 x 3 patches in 3 latent frames: 27 tokens, which neither 2 nor 4 ranks can share evenly.
 ODD = {"width": 96, "height": 96, "num_frames": 9}
@@ -100,31 +99,16 @@ def share_held(expert: torch.nn.Module) -> float:
 
 
 def main(models: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
     for world_size in sorted({case.plan.world_size for case in CASES}):
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-        children = [fork(rank, world_size, models, folder) for rank in range(world_size)]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert statuses == [0] * world_size, f"{world_size} ranks ended with {statuses}"
+        on_ranks(world_size, lambda ranks: compute_all(models, folder, ranks))
 
 
-def fork(rank: int, world_size: int, models: Path, folder: Path) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ["RANK"] = str(rank)
-        ranks = join(rank=rank, local_rank=rank, world_size=world_size, num_threads=1)
-        for case in CASES:
-            if case.plan.world_size == world_size:
-                compute(case, models, folder, ranks)
-                if case.plan.shard > 1:
-                    torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {rank}.pt")
-        ranks.close()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
+    for case in CASES:
+        if case.plan.world_size == ranks.world_size:
+            compute(case, models, folder, ranks)
+            if case.plan.shard > 1:
+                torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
