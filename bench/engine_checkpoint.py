@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from bench.model import a_denoiser, a_transformer, some_embeddings, the_feed, the_start
+from bench.model import a_transformer, take_steps, the_start
 from engine.adapters.store import DirStore
 from engine.checkpoint import Checkpoints
-from engine.denoise import Snapshot, denoise
+from engine.denoise import Snapshot
 from engine.mesh import divide, join
 from tests.engine.ours import ALONE
 
@@ -37,9 +37,8 @@ class Side:
         return Checkpoints(DirStore(self._folder), name, identity="bench", interval_s=INTERVAL_S)
 
     def steps(self, start: Snapshot, checkpoints: Checkpoints | None, *, until: int = STEPS) -> Snapshot:
-        model = a_denoiser(self._transformer, steps=STEPS)
         at = start
-        for step in denoise(model, some_embeddings(), start, feed=the_feed(), scales=(4.0, 4.0), mesh=self._mesh):
+        for step in take_steps(self._transformer, start, steps=STEPS, mesh=self._mesh):
             at = step.after
             if checkpoints:
                 checkpoints.offer(at)

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from bench.model import a_denoiser, a_transformer, some_embeddings, the_feed, the_start
+from bench.model import a_transformer, take_steps, the_start
 from engine import sequence
-from engine.denoise import denoise
 from engine.mesh import Ranks, divide
 from tests.engine.ours import ALONE
 from tests.make import a_plan
@@ -32,9 +31,8 @@ def run(ranks: Ranks, side: str) -> tuple[float, torch.Tensor]:
     transformer = a_transformer()
     if mesh.sequence:
         sequence.split(transformer, mesh.sequence)
-    model = a_denoiser(transformer, steps=STEPS + 1)
     seconds, last = [], None
-    for step in denoise(model, some_embeddings(), the_start(), feed=the_feed(), scales=(4.0, 4.0), mesh=mesh):
+    for step in take_steps(transformer, the_start(), steps=STEPS + 1, mesh=mesh):
         seconds.append(step.seconds)
         last = step.after.latents_bcfhw
     return statistics.mean(seconds[1:]), last

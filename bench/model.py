@@ -1,13 +1,15 @@
 """A model in memory, of the real classes, larger than the tiny ones: most of its time is computing, on one core too."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from engine.denoise import Embeddings, Snapshot
-from engine.models.feed import Feed, from_text
+from engine.denoise import Embeddings, Snapshot, Step, denoise
+from engine.mesh import Mesh
+from engine.models.feed import from_text
 from engine.models.wan import Denoiser, Schedule
 
 TEXT_DIM = 64
@@ -42,15 +44,17 @@ def a_denoiser(transformer: Any, *, steps: int) -> Denoiser:
     return Denoiser(experts={0: lambda: transformer}, dtype=torch.float32, schedule=schedule, expand_timesteps=False)
 
 
-def the_feed() -> Feed:
-    """Of a video from its prompt alone."""
-    return from_text(the_start().latents_bcfhw, is_per_token=False)
-
-
 def some_embeddings() -> Embeddings:
     """Of a prompt and a negative prompt."""
     prompt, negative = torch.randn(2, 1, 512, TEXT_DIM, generator=torch.Generator().manual_seed(1)).unbind(0)
     return Embeddings(prompt_bld=prompt, negative_bld=negative)
+
+
+def take_steps(transformer: Any, start: Snapshot, *, steps: int, mesh: Mesh) -> Iterator[Step]:
+    """The steps after `start`, of `steps` in all."""
+    model = a_denoiser(transformer, steps=steps)
+    fed = from_text(start.latents_bcfhw, is_per_token=False)
+    return denoise(model, some_embeddings(), start, feed=fed, scales=(4.0, 4.0), mesh=mesh)
 
 
 def the_start() -> Snapshot:

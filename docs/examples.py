@@ -49,7 +49,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "attempt": 1,
         "launcher": "local",
         "run": run_name(JOB, 1),
-        "plan": choose(CATALOG["wan2.2-t2v-a14b"], num_nodes=1, num_processes=8).to_json(),
+        "plan": choose(
+            CATALOG["wan2.2-t2v-a14b"], num_nodes=1, num_processes=8, width=1280, height=720, num_frames=81
+        ).to_json(),
     },
     "started": {"attempt": 1, "world_size": 8},
     "progress": {
@@ -60,6 +62,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "percent": 31.75,
         "eta_s": 218.4,
         "seconds_per_step": 6.0,
+        "peak_memory_bytes": 61_203_283_968,
+        "preview": {"key": artifact_key(TENANT, JOB, 1, "preview.jpg"), "step": 10, "size_bytes": 9_402},
     },
     "drained": {"attempt": 1, "drains": 1},
     "retrying": {

@@ -6,18 +6,19 @@
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from docs.events_page import events_page
 from docs.markdown import table
-from engine.contract.errors import Invalid
+from engine.contract.memory import estimate
 from engine.contract.models import CATALOG, Limits, ModelRow
 from engine.contract.plan import choose
 from engine.contract.schemas import published
 from engine.contract.settings import Settings, env_name
 
 DOCS = Path(__file__).parent
+_SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 6), (1, 8), (2, 8), (4, 8))
 _MODELS = """\
 # Models
 
@@ -36,9 +37,15 @@ default, and [events.md](events.md) has the limits of each field.
 
 ## How many processes can share a video
 
-A process is one GPU. The prompt and the negative prompt run side by side on two halves of them; the processes of a half
-share the model's attention heads, so they must divide them. A job on another number fails with `plan_invalid`. Over
-several nodes every number works: what the heads cannot share is passed around in a ring.
+A process is one GPU. An even number of them computes the prompt and the negative prompt side by side, on one half each
+(cfg); the processes of a half, or all of them, share the model's attention heads inside a node (ulysses), and gather
+keys and values from other nodes (ring). Every number works up to one process per head; heads and tokens that do not
+divide are padded. `cinevent plan MODEL --gpus N --size WxH` explains one case.
+
+The memory of a GPU is an estimate for the default video, in GiB: with all weights on every GPU; with the weights
+divided among a node's GPUs and the active expert gathered; and with one layer gathered at a time. Where
+`CINEVENT_GPU_MEMORY_GIB` is set, the first of them that fits is taken, and a job that none fits fails with
+`plan_invalid` before a GPU is asked for.
 
 {plans}
 
@@ -69,7 +76,7 @@ A file that it does not list is compared with what S3 itself knows: a SHA256 or 
 that is an md5. Where there is none of these, as with objects that are encrypted with a key of KMS and have a CRC64NVME,
 only its size is, and the log says so. From the hub, every file is compared with the hub's own checksum.
 
-_Made from engine/contract/models.py by `make docs`._
+_Made from engine/contract/models.py, plan.py and memory.py by `make docs`._
 """
 _FROM = {"none": "text", "optional": "text, or text and an image", "required": "text and an image"}
 _SETTINGS = """\
@@ -119,8 +126,8 @@ def models_page() -> str:
         [_model(row) for row in CATALOG.values()],
     )
     plans = table(
-        ("Model", "Heads", "Processes on one node"),
-        [(f"`{row.name}`", str(row.num_heads), ", ".join(map(str, _counts(row)))) for row in CATALOG.values()],
+        ("Model", "Heads", "Nodes x GPUs", "cfg x ring x ulysses", "All weights", "Active expert", "By layer"),
+        [_plan(row, nodes=nodes, gpus=gpus) for row in CATALOG.values() if row.hub for nodes, gpus in _SHAPES],
     )
     return _MODELS.format(models=models, plans=plans)
 
@@ -145,16 +152,16 @@ def _limits(limits: Limits) -> str:
     return f"{limits.default} (up to {limits.high})"
 
 
-def _counts(row: ModelRow) -> list[int]:
-    """The process counts of one node that a plan fits; a node has at most 16 GPUs."""
-    fitting = []
-    for count in range(1, 17):
-        try:
-            choose(row, num_nodes=1, num_processes=count)
-        except Invalid:
-            continue
-        fitting.append(count)
-    return fitting
+def _plan(row: ModelRow, *, nodes: int, gpus: int) -> tuple[str, ...]:
+    size = {"width": row.width.default, "height": row.height.default, "num_frames": row.num_frames.default}
+    chosen = choose(row, num_nodes=nodes, num_processes=gpus, **size)
+    whole = replace(chosen, shard=1)
+    ways = (
+        [whole] if gpus == 1 else [whole, *(replace(whole, shard=gpus, reshard=by_layer) for by_layer in (False, True))]
+    )
+    needs = [f"{estimate(row, way, **size).peak_gib:.0f}" for way in ways]
+    degrees = f"{chosen.cfg} x {chosen.ring} x {chosen.ulysses}"
+    return (f"`{row.name}`", str(row.num_heads), f"{nodes} x {gpus}", degrees, *needs, *[""] * (3 - len(needs)))
 
 
 def _default(value: object) -> str:

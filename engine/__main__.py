@@ -26,9 +26,9 @@ from engine.contract.events import Event
 from engine.contract.job import Job, artifact_key, checkpoint_folder, upload_key
 from engine.contract.request import Request
 from engine.contract.settings import Settings
-from engine.report import LogVoice
 from engine.standalone import Console, Order, read_order
 from engine.stop import EXIT_CODE, Stop, Stopped, Why
+from engine.voice import LogVoice
 
 _log = logging.getLogger("engine")
 
@@ -126,6 +126,7 @@ def _run_order(order: Order, settings: Settings, place: Place) -> None:
         "artifacts": "",
         "uploads": "",
         "checkpoints": "checkpoints",
+        "paces": "pace",
     }
     own = replace(settings, models_dir=str(order.models))
     try:
@@ -187,6 +188,7 @@ def _outlet(job: Job, bus: Bus, store: Store, settings: Settings) -> dict[str, A
         "artifacts": artifact_key(job.tenant, job.id, settings.attempt, ""),
         "uploads": upload_key(job.tenant, ""),
         "checkpoints": checkpoint_folder(job.tenant, job.id),
+        "paces": f"{job.tenant}/pace",
     }
 
 

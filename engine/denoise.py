@@ -57,6 +57,12 @@ class Step:
     steps: int
     seconds: float
 
+    @property
+    def clean_bcfhw(self) -> torch.Tensor:
+        """What the scheduler takes the finished latents to be; a reference, not a copy."""
+        clean: torch.Tensor = self.after.scheduler["model_outputs"][-1]
+        return clean
+
 
 def make_noise(
     row: ModelRow, *, width: int, height: int, num_frames: int, seed: int, device: torch.device

@@ -114,7 +114,7 @@ def _take_steps(run: Run, parts: load.Parts, embeddings: Embeddings, fed: feed.F
         for step in denoise(parts.denoiser, embeddings, start, feed=fed, scales=scales, mesh=run.mesh):
             at = step.after
             watch(step.seconds)
-            run.stages.reporter.step(at.step, seconds=step.seconds)
+            run.stages.reporter.step(at.step, seconds=step.seconds, clean_bcfhw=step.clean_bcfhw)
             if run.checkpoints:
                 run.checkpoints.offer(at)
             # Every rank asks after every step, so that all leave after the same one.

@@ -15,11 +15,8 @@ import torch.distributed as dist
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch.distributed import ProcessGroup
 
+from engine.contract.memory import tokens_per_rank
 from engine.mesh import SequenceGroup
-
-# Tokens of a rank are a multiple of this: matrix products of fewer rows, or of a remainder, are rounded in another
-# order, and the numbers would no longer be those of one rank.
-_ROWS = 16
 
 
 def split(transformer: Any, group: SequenceGroup) -> None:
@@ -61,7 +58,7 @@ class _Slices:
         return _gather_tokens(part_bsn, self._group.whole)[:, : self.num_tokens]
 
     def _cut(self, whole: torch.Tensor) -> torch.Tensor:
-        size = -(-whole.shape[1] // (self._num_parts * _ROWS)) * _ROWS
+        size = tokens_per_rank(whole.shape[1], self._num_parts)
         return _fill(whole[:, self._group.rank * size : (self._group.rank + 1) * size], size, dim=1)
 
 
@@ -139,7 +136,7 @@ def _gather_tokens(part: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Every rank's [b, s, ...] -> [b, ranks * s, ...]."""
     num_ranks = dist.get_world_size(group)
     gathered = part.new_empty((num_ranks * part.shape[0], *part.shape[1:]))
-    dist.all_gather_into_tensor(gathered, part.contiguous(), group=group)
+    dist.all_gather_single(gathered, part.contiguous(), group=group)
     return gathered.unflatten(0, (num_ranks, -1)).movedim(0, 1).flatten(1, 2)
 
 

@@ -25,16 +25,19 @@ from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
 from engine.contract.artifact import Artifact, Manifest, encode
 from engine.contract.errors import Invalid, JobFailed
-from engine.contract.models import ModelRow
 from engine.contract.plan import Plan, check, choose
 from engine.contract.request import Request
 from engine.contract.settings import Settings
 from engine.image import Picture
 from engine.latents import Run, Stages, make_latents
 from engine.mesh import Ranks, divide
-from engine.report import Reporter, Silence, Voice
+from engine.pace import Work, pace_key
+from engine.paces import Paces
+from engine.preview import Previews
+from engine.report import Reporter, Silence
 from engine.stop import Stop, Stopped, Why
 from engine.tiles import Tiles
+from engine.voice import Voice
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ class Outlet:
     """The folder in the store where an image of the request is, with its slash; empty for the store itself."""
     checkpoints: str
     """The folder in the store."""
+    paces: str
+    """The folder in the store; all jobs of a tenant have the same."""
 
 
 def work(request: Request, *, settings: Settings, ranks: Ranks, outlet: Outlet | None, stop: Stop) -> None:
@@ -66,9 +71,7 @@ def work(request: Request, *, settings: Settings, ranks: Ranks, outlet: Outlet |
     """
     try:
         with _memory_errors():
-            _make(
-                request, _plan(settings, request.row, ranks), settings=settings, ranks=ranks, outlet=outlet, stop=stop
-            )
+            _make(request, _plan(settings, request, ranks), settings=settings, ranks=ranks, outlet=outlet, stop=stop)
     except Stopped as stopped:
         if outlet and stopped.why is Why.DRAIN:
             outlet.voice.drained()
@@ -81,7 +84,7 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
         outlet.voice.started(world_size=ranks.world_size)
     # Before the weights: a bad picture is found in a second, they take minutes.
     picture = _picture(request, outlet) if outlet else None
-    reporter = Reporter(outlet.voice, steps=request.input.steps) if outlet else Silence()
+    reporter = _reporter(request, ranks=ranks, outlet=outlet)
     stages = Stages(reporter)
     checkpoints = None
     try:
@@ -111,10 +114,24 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
                     checkpoints.clear()
                 reporter.close()
                 outlet.voice.completed(manifest)
+                reporter.remember()
     finally:
         reporter.close()
         if checkpoints:
             checkpoints.close()
+
+
+def _reporter(request: Request, *, ranks: Ranks, outlet: Outlet | None) -> Reporter | Silence:
+    if outlet is None:
+        return Silence()
+    work = Work.of(request, world_size=ranks.world_size)
+    return Reporter(
+        outlet.voice,
+        work=work,
+        paces=Paces(outlet.store, pace_key(outlet.paces, work)),
+        previews=Previews(outlet.store, f"{outlet.artifacts}preview.jpg"),
+        device=ranks.device,
+    )
 
 
 def _picture(request: Request, outlet: Outlet) -> Picture | None:
@@ -151,10 +168,14 @@ def _decode(vae: Any, latents: torch.Tensor, run: Run, *, tiles: Tiles | None, f
     def write(chunks: Iterator[np.ndarray]) -> None:
         mp4, poster = folder / _VIDEO, folder / _POSTER
         sizes = {"num_frames": given.num_frames, "fps": given.fps, "crf": given.crf}
-        video.write_video(ending(chunks), mp4, poster, **sizes)
+        video.write_video(told(chunks), mp4, poster, **sizes)
 
-    def ending(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        yield from chunks
+    def told(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            run.stages.reporter.part(done / given.num_frames)
         # All frames are decoded; what remains is the end of the file.
         run.stages.enter("encoding_video")
 
@@ -198,13 +219,22 @@ def _manifest(run: Run, *, tile: int, outlet: Outlet, artifacts: Mapping[str, Ar
     )
 
 
-def _plan(settings: Settings, row: ModelRow, ranks: Ranks) -> Plan:
+def _plan(settings: Settings, request: Request, ranks: Ranks) -> Plan:
     """The launcher's plan; without one, that of this many processes on one node."""
     try:
         if not settings.plan:
-            return choose(row, num_nodes=1, num_processes=ranks.world_size)
+            given = request.input
+            return choose(
+                request.row,
+                num_nodes=1,
+                num_processes=ranks.world_size,
+                width=given.width,
+                height=given.height,
+                num_frames=given.num_frames,
+                gpu_memory_gib=settings.gpu_memory_gib,
+            )
         plan = Plan.from_json(json.loads(settings.plan))
-        check(plan, row)
+        check(plan, request.row)
         return plan
     except (ValueError, TypeError) as error:
         raise JobFailed("plan_invalid", f"CINEVENT_PLAN is no plan: {error}", retryable=False) from error

@@ -20,7 +20,7 @@ from engine.contract.errors import CineventError
 from engine.contract.models import CATALOG
 from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings
-from functions import local
+from functions import local, planning
 from functions.client import Client
 from functions.watch import watch
 
@@ -82,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     video = _client(commands, "video", _video, "download the video of a finished job")
     video.add_argument("job")
     video.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: JOB.mp4")
+    planning.add(commands)
     _add_dead(commands)
     return parser
 

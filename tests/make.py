@@ -10,6 +10,7 @@ from engine.contract.job import Job, artifact_key, fold, upload_key
 from engine.contract.models import CATALOG
 from engine.contract.plan import Plan
 from engine.contract.request import Request, parse
+from engine.pace import PARTS, Pace, Work
 
 JOB = "j" + "abc23" * 5
 TENANT = "default"
@@ -39,8 +40,28 @@ def a_request(**over: Any) -> Request:
 
 def a_plan(**over: Any) -> Plan:
     """Two processes on one node."""
-    degrees = {"num_nodes": 1, "num_processes": 2, "cfg": 2, "ring": 1, "ulysses": 1, "shard": 1}
+    degrees: dict[str, Any] = {
+        "num_nodes": 1,
+        "num_processes": 2,
+        "cfg": 2,
+        "ring": 1,
+        "ulysses": 1,
+        "shard": 1,
+        "reshard": False,
+    }
     return Plan(**{**degrees, **over})
+
+
+def a_work(**over: Any) -> Work:
+    """What a run of a small request on one rank has to do."""
+    sizes: dict[str, Any] = {"model": "tiny-t2v", "world_size": 1, "steps": 20, "num_tokens": 48, "num_pixels": 20480}
+    return Work(**{**sizes, **over})
+
+
+def a_pace(**seconds: float) -> Pace:
+    """The pace at which each part of `a_work()` takes a second, or so many."""
+    each = {part: seconds.get(part, 1.0) / a_work().units(part) for part in PARTS}
+    return Pace(seconds_per_unit=each)
 
 
 def an_artifact(name: str, **over: Any) -> dict[str, Any]:
@@ -113,6 +134,8 @@ def _data(name: str) -> dict[str, Any]:
             "percent": 40.0,
             "eta_s": 5.0,
             "seconds_per_step": 1.0,
+            "peak_memory_bytes": 600_000_000,
+            "preview": {"key": artifact_key(TENANT, JOB, 1, "preview.jpg"), "step": 2, "size_bytes": 9000},
         },
         "drained": {"attempt": 1, "drains": 1},
         "retrying": {"attempt": 2, "error": error},

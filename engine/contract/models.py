@@ -19,6 +19,15 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A component beside the experts."""
+
+    dim: int
+    """Channels of what it gives: of an embedding, or of the autoencoder's last level."""
+    num_params: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRow:
     """One model: its limits, its defaults and its shape."""
 
@@ -30,7 +39,11 @@ class ModelRow:
     image: Literal["none", "optional", "required"]
     """Whether a request names a picture for the video to start from."""
     num_heads: int
+    head_dim: int
+    ffn_dim: int
     num_layers: int
+    text: Part
+    vae: Part
     latent_channels: int
     spatial_stride: int
     """Pixels per latent cell, each way."""
@@ -52,6 +65,16 @@ class ModelRow:
     """Share of the noise schedule above which the high-noise expert works; None where there is one expert."""
     dtype: str
     negative_prompt: str
+
+    @property
+    def dim(self) -> int:
+        """Width of the transformer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def num_experts(self) -> int:
+        """Two where a boundary divides the noise schedule between them."""
+        return 1 if self.boundary is None else 2
 
     @property
     def size_multiple(self) -> int:
@@ -76,6 +99,10 @@ _NEGATIVE_PROMPT = (
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+# The encoder alone, with its vocabulary of 256,384.
+_UMT5_XXL = Part(dim=4096, num_params=5_680_910_336)
+_TINY_VAES = {8: Part(dim=12, num_params=1_467_607), 16: Part(dim=16, num_params=2_278_920)}
+
 
 def _a14b(
     name: str,
@@ -92,7 +119,11 @@ def _a14b(
         hub=hub,
         image=image,
         num_heads=40,
+        head_dim=128,
+        ffn_dim=13824,
         num_layers=40,
+        text=_UMT5_XXL,
+        vae=Part(dim=96, num_params=126_892_531),
         latent_channels=16,
         spatial_stride=8,
         temporal_stride=4,
@@ -126,7 +157,11 @@ def _tiny(
         hub="",
         image=image,
         num_heads=4,
+        head_dim=24,
+        ffn_dim=256,
         num_layers=3,
+        text=Part(dim=64, num_params=100_480),
+        vae=_TINY_VAES[spatial_stride],
         latent_channels=16,
         spatial_stride=spatial_stride,
         temporal_stride=4,
@@ -168,7 +203,11 @@ _ROWS = (
         hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         image="optional",
         num_heads=24,
+        head_dim=128,
+        ffn_dim=14336,
         num_layers=30,
+        text=_UMT5_XXL,
+        vae=Part(dim=256, num_params=704_688_668),
         latent_channels=48,
         spatial_stride=16,
         temporal_stride=4,

@@ -125,6 +125,16 @@ def parse(data: Any, *, job: str) -> Request:
     return request
 
 
+def check_size(row: ModelRow, *, width: int, height: int, num_frames: int) -> None:
+    """Raise Invalid unless a request for `row` may ask for this size; the problems are those of `parse`."""
+    given = {"width": width, "height": height, "num_frames": num_frames}
+    inputs = schema(row)["properties"]["input"]["properties"]
+    rules = {"properties": {"input": {"properties": {name: inputs[name] for name in given}}}}
+    broken = list(schema_problems(jsonschema_rs.Draft202012Validator(rules), {"input": given}))
+    if broken := broken or list(_size_problems(row, **given)):
+        raise Invalid(*broken)
+
+
 def schema(row: ModelRow) -> dict[str, Any]:
     """JSON Schema (2020-12) of a request for `row`; the rules it cannot say are in `parse`."""
     inputs = {
@@ -248,21 +258,25 @@ def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
 
 
 def _rule_problems(request: Request) -> Iterator[Problem]:
-    given, row, stride = request.input, request.row, request.row.temporal_stride
+    given = request.input
     for name in ("prompt", "negative_prompt"):
         yield from text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
     for name, value in request.metadata.items():
         yield from text_problems(name + value, pointer_to("metadata", name), may_be_empty=True)
-    if over := (given.num_frames - 1) % stride:
-        below = given.num_frames - over
-        message = f"num_frames is {given.num_frames}; allowed: {stride}k + 1, such as {below} or {below + stride}"
-        yield Problem(pointer="/input/num_frames", rule="frames", message=message)
-    if given.width * given.height > row.max_pixels:
-        pixels = f"{given.width} x {given.height} is {given.width * given.height} pixels"
-        message = f"{pixels}; {row.name} makes at most {row.max_pixels}"
-        yield Problem(pointer="/input/width", rule="max_pixels", message=message)
+    yield from _size_problems(request.row, width=given.width, height=given.height, num_frames=given.num_frames)
     if request.webhook:
         yield from url_problems(request.webhook.url, "/webhook/url")
+
+
+def _size_problems(row: ModelRow, *, width: int, height: int, num_frames: int) -> Iterator[Problem]:
+    stride = row.temporal_stride
+    if over := (num_frames - 1) % stride:
+        below = num_frames - over
+        message = f"num_frames is {num_frames}; allowed: {stride}k + 1, such as {below} or {below + stride}"
+        yield Problem(pointer="/input/num_frames", rule="frames", message=message)
+    if width * height > row.max_pixels:
+        message = f"{width} x {height} is {width * height} pixels; {row.name} makes at most {row.max_pixels}"
+        yield Problem(pointer="/input/width", rule="max_pixels", message=message)
 
 
 def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:

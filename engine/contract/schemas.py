@@ -35,8 +35,11 @@ _PLAN = {
     "type": "object",
     "description": "how the processes share the work",
     "properties": {
-        name: {"type": "integer", "minimum": 1}
-        for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
+        **{
+            name: {"type": "integer", "minimum": 1}
+            for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
+        },
+        "reshard": {"type": "boolean", "description": "weights are gathered layer by layer; absent: no"},
     },
 }
 
@@ -87,6 +90,22 @@ _DATA: dict[str, dict[str, Any]] = {
         "percent": {"type": "number", "minimum": 0, "maximum": 100, "description": "never falls within an attempt"},
         "eta_s": {"type": ["number", "null"], "minimum": 0, "description": "seconds to the end; null while unknown"},
         "seconds_per_step": {"type": ["number", "null"], "minimum": 0, "description": "null before the first"},
+        "peak_memory_bytes": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "the most memory so far of the rank that reports: of its GPU, or of the process without one",
+        },
+        "preview": {
+            "type": "object",
+            "required": ["key", "step", "size_bytes"],
+            "properties": {
+                "key": {"type": "string"},
+                "step": {"type": "integer", "minimum": 1},
+                "size_bytes": {"type": "integer", "minimum": 0},
+            },
+            "description": "a small JPEG of the unfinished video: its `key` in the store, where a newer one replaces "
+            "it, the `step` that it shows, its `size_bytes`",
+        },
     },
     "drained": {
         "attempt": _ATTEMPT,
@@ -115,6 +134,9 @@ _DATA: dict[str, dict[str, Any]] = {
     "cancelled": {"attempt": _LAST_ATTEMPT},
     "check": {},
 }
+
+# Fields that a reader must do without: older engines do not say them, and the first events of a run cannot.
+_OPTIONAL = {"progress": ("peak_memory_bytes", "preview")}
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -148,7 +170,7 @@ def _published(name: str) -> dict[str, Any]:
         "title": f"io.cinevent.job.{name}.v1",
         "description": EVENTS[name].promise,
         "type": "object",
-        "required": list(properties),
+        "required": [field for field in properties if field not in _OPTIONAL.get(name, ())],
         "properties": properties,
     }
     return _with_head(f"job.{name}.v1.json", body)

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any
 
 from engine.contract.errors import Invalid, Problem
@@ -45,6 +46,10 @@ class Settings:
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
     num_processes: int = _env(1, "Processes per node: its GPUs, or 1 to 2 without any.")
+    gpu_memory_gib: float = _env(
+        0.0,
+        "Memory of one GPU in GiB; a job that cannot fit is refused before a GPU is asked for; 0: not checked.",
+    )
     max_runs: int = _env(1, "Runs at one time; further jobs wait in the queue.")
     check_interval_s: float = _env(
         30.0, "Time between two looks at a running job. Shorter finds a dead run sooner and costs one request each."
@@ -118,17 +123,20 @@ def _rules(settings: Settings) -> list[Problem]:
         for name in positive
         if not getattr(settings, name) > 0
     ]
-    if settings.checkpoint_interval_s < 0:
-        message = f"{settings.checkpoint_interval_s:g} is less than 0; allowed: seconds, or 0 for no checkpoints"
-        problems.append(Problem(pointer=env_name("checkpoint_interval_s"), rule="minimum", message=message))
+    for name, most in (
+        ("checkpoint_interval_s", inf),
+        ("gpu_memory_gib", _MEMORY_MAX_GIB),
+        ("decode_memory_gib", _MEMORY_MAX_GIB),
+    ):
+        value = getattr(settings, name)
+        if not 0 <= value < most:
+            message = f"{value:g} is out of range; allowed: 0, and up to {most:g}"
+            problems.append(Problem(pointer=env_name(name), rule="range", message=message))
     if settings.webhook_timeout_s > _WEBHOOK_TIMEOUT_MAX_S:
         message = (
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
         )
         problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
-    if not 0 <= settings.decode_memory_gib < _MEMORY_MAX_GIB:
-        message = f"{settings.decode_memory_gib:g} is not a memory; allowed: 0 to {_MEMORY_MAX_GIB:g}"
-        problems.append(Problem(pointer=env_name("decode_memory_gib"), rule="range", message=message))
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
         problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))

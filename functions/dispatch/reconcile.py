@@ -15,7 +15,7 @@ from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
 from engine.contract.events import job_event, rivals
 from engine.contract.job import Job, artifact_key, run_name
-from engine.contract.plan import choose
+from engine.contract.plan import Plan, choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
 from functions.dispatch.handler import Act, Decision, after_failure, decide
@@ -79,7 +79,7 @@ class Reconciler:
         attempt = decision.attempt
         settings = self._deps.settings
         try:
-            plan = choose(job.request.row, num_nodes=settings.num_nodes, num_processes=settings.num_processes)
+            plan = self._plan(job)
         except Invalid as error:
             failure = Failure(code="plan_invalid", message=str(error), retryable=False)
             return self._act(job, Decision(act=Act.FAIL, failure=failure))
@@ -93,6 +93,18 @@ class Reconciler:
             self._launcher.launch(job, attempt=attempt, plan=plan, environ=self._environ)
         data = {"attempt": attempt, "launcher": self._launcher.name, "run": run, "plan": plan.to_json()}
         return self._say("launched", job, data, key=f"a{attempt}")
+
+    def _plan(self, job: Job) -> Plan:
+        given, settings = job.request.input, self._deps.settings
+        return choose(
+            job.request.row,
+            num_nodes=settings.num_nodes,
+            num_processes=settings.num_processes,
+            width=given.width,
+            height=given.height,
+            num_frames=given.num_frames,
+            gpu_memory_gib=settings.gpu_memory_gib,
+        )
 
     def _stop(self, job: Job, _decision: Decision) -> None:
         self._launcher.cancel(run_name(job.id, job.attempt))

@@ -24,6 +24,7 @@ OPTIONS = {
     "cancel": "--json --nats --url",
     "list": "--cursor --json --limit --nats --url",
     "video": "--json --nats --output --url",
+    "plan": "--gpu-memory --gpus --json --nodes --num-frames --size",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
     "dead redrive": "--json --nats --url",
@@ -58,7 +59,18 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("fly",), ("get",), ("list", "--limit", "x"), ("submit", "a", "--model", "sora")]
+    "arguments",
+    [
+        (),
+        ("fly",),
+        ("get",),
+        ("list", "--limit", "x"),
+        ("submit", "a", "--model", "sora"),
+        ("plan", "sora"),
+        ("plan", "tiny-t2v", "--gpus", "0"),
+        ("plan", "tiny-t2v", "--size", "1280"),
+        ("plan", "tiny-t2v", "--gpu-memory", "nan"),
+    ],
 )
 def test_a_wrong_call_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     done = cinevent(*arguments)
@@ -123,6 +135,40 @@ def test_list_shows_jobs_as_lines_and_as_json(system: System) -> None:
 
     assert lines.out.startswith(job)
     assert [entry["id"] for entry in found.json["jobs"]] == [job]
+
+
+def test_a_plan_is_explained_without_any_system() -> None:
+    lines = cinevent("plan", "wan2.2-t2v-a14b", "--gpus", "3", "--size", "832x480")
+    answer = cinevent("plan", "wan2.2-t2v-a14b", "--gpus", "3", "--size", "832x480", "--json").json
+
+    assert lines.out.splitlines() == ["wan2.2-t2v-a14b, 832x480, 81 frames, on 1 x 3 GPUs", *answer["why"]]
+    assert "ulysses 3: 3 GPUs of one node exchange the 40 heads, 14 each; 2 of 42 are padding" in lines.out
+    assert (answer["plan"]["ulysses"], answer["plan"]["shard"]) == (3, 3)
+    assert answer["memory"]["peak_bytes"] > answer["memory"]["weights_bytes"]
+
+
+def test_the_settings_of_an_installation_are_the_defaults_of_a_plan() -> None:
+    env = {"CINEVENT_NUM_NODES": "2", "CINEVENT_NUM_PROCESSES": "8", "CINEVENT_GPU_MEMORY_GIB": "24"}
+    done = cinevent("plan", "wan2.2-t2v-a14b", "--nodes", "1", "--json", env=env)
+
+    assert (done.json["plan"]["num_nodes"], done.json["plan"]["num_processes"]) == (1, 8)
+    assert done.json["plan"]["reshard"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--gpu-memory", "48"), "needs 65.8 GiB on each of 1 x 1 GPUs, which have 48; nodes x GPUs that fit: 1 x 2-8"),
+        (("--size", "1280x1280"), "/input/width: 1280 x 1280 is 1638400 pixels; wan2.2-t2v-a14b makes at most 921600"),
+        (("--size", "1270x720"), "/input/width: 1270 is not a multiple of 16"),
+        (("--num-frames", "80"), "/input/num_frames: num_frames is 80; allowed: 4k + 1, such as 77 or 81"),
+    ],
+)
+def test_a_plan_that_is_impossible_is_one_line_and_exit_code_1(arguments: tuple[str, ...], words: str) -> None:
+    done = cinevent("plan", "wan2.2-t2v-a14b", *arguments)
+
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert words in done.err
 
 
 def test_an_unknown_job_is_exit_code_1(system: System) -> None:

@@ -205,6 +205,20 @@ def test_a_job_over_its_deadline_is_ended(dispatches: list[Dispatch], settings: 
     assert dispatch.launcher.active() == []
 
 
+def test_a_job_that_cannot_fit_is_refused_before_anything_is_started(
+    dispatches: list[Dispatch], settings: Settings, tmp_path: Path
+) -> None:
+    settings = replace(settings, gpu_memory_gib=1.0)
+    dispatch = a_dispatch(dispatches, settings, f"touch {tmp_path / 'started'}")
+    dispatch.accept()
+
+    job = dispatch.deps.history.get(TENANT, JOB)
+
+    assert (job.state, job.attempt, job.outcome["error"]["code"]) == (State.FAILED, 0, "plan_invalid")
+    assert "needs 2.0 GiB on each of 1 x 1 GPUs, which have 1" in job.outcome["error"]["message"]
+    assert not (tmp_path / "started").exists()
+
+
 def test_a_running_job_always_has_an_alarm(dispatches: list[Dispatch], settings: Settings, bus: Bus) -> None:
     dispatch = a_dispatch(dispatches, settings, "sleep 60")
     dispatch.accept()

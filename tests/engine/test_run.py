@@ -1,6 +1,7 @@
 """Whole runs of the engine as a launcher starts them: real processes, a real log, a real store."""
 
 import hashlib
+import io
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import av
 import boto3
 import pytest
+from PIL import Image
 
 from engine import decode, video
 from engine.adapters.bus import Bus
@@ -24,6 +26,7 @@ from engine.contract.request import Request
 from engine.contract.schemas import STAGES
 from engine.contract.settings import Settings, env_name
 from engine.mesh import Ranks
+from engine.pace import PARTS, Pace, Work, pace_key
 from tests.engine.ours import a_video_request, our_latents, torchrun
 from tests.make import PROMPT, TENANT, an_event
 from tests.servers import Child, NatsServer, child
@@ -188,6 +191,13 @@ def test_progress_is_told_stage_by_stage_and_never_falls(place: Place, ended: di
     percents = [word["percent"] for word in words]
     assert percents == sorted(percents)
     assert {"loading", "encoding_text", "denoising", "decoding"} <= {word["stage"] for word in words}
+
+
+def test_a_run_leaves_a_preview_and_its_pace(place: Place, ended: dict[str, Ended]) -> None:
+    picture = Image.open(io.BytesIO(place.artifact(ended["pair"].job, "preview.jpg")))
+    assert (picture.format, picture.size) == ("JPEG", (320, 320))
+    pace = Pace.from_json(place.store.read(pace_key(f"{TENANT}/pace", Work.of(REQUEST, world_size=2))))
+    assert all(pace.seconds_per_unit[part] > 0 for part in PARTS if part != "warm_up")
 
 
 def test_a_cut_file_ends_both_ranks_and_the_job(place: Place, ended: dict[str, Ended]) -> None:

@@ -1,84 +1,172 @@
-"""Which degrees a number of processes gets, and what makes a plan impossible."""
+"""Which degrees a number of processes gets, what makes a plan impossible, and what would fit in its place."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 
 from engine.contract.errors import Invalid
+from engine.contract.memory import estimate
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan, check, choose
 from tests.make import a_plan
 
-HEADS_40 = CATALOG["wan2.2-t2v-a14b"]
-HEADS_24 = CATALOG["wan2.2-ti2v-5b"]
-HEADS_4 = CATALOG["tiny-t2v"]
+A14B, TI2V, TINY = (CATALOG[name] for name in ("wan2.2-t2v-a14b", "wan2.2-ti2v-5b", "tiny-t2v"))
+rows = pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
+
+DEGREES = {
+    (1, 1): (1, 1, 1),
+    (1, 2): (2, 1, 1),
+    (1, 3): (1, 1, 3),
+    (1, 4): (2, 1, 2),
+    (1, 5): (1, 1, 5),
+    (1, 6): (2, 1, 3),
+    (1, 7): (1, 1, 7),
+    (1, 8): (2, 1, 4),
+    (1, 16): (2, 1, 8),
+    (2, 1): (2, 1, 1),
+    (2, 3): (2, 1, 3),
+    (2, 8): (2, 1, 8),
+    (3, 1): (1, 3, 1),
+    (3, 2): (2, 3, 1),
+    (3, 3): (1, 3, 3),
+    (3, 8): (2, 3, 4),
+    (4, 8): (2, 2, 8),
+}
+"""(nodes, processes per node) -> (cfg, ring, ulysses), for 24 and for 40 heads."""
+DEGREES_OF_4_HEADS = {
+    **DEGREES,
+    (1, 5): None,
+    (1, 7): None,
+    (1, 16): None,
+    (2, 8): (2, 2, 4),
+    (4, 8): (2, 4, 4),
+}
 
 
-@pytest.mark.parametrize(
-    ("row", "nodes", "processes", "degrees"),
-    [
-        (HEADS_40, 1, 1, (1, 1, 1)),
-        (HEADS_40, 1, 2, (2, 1, 1)),
-        (HEADS_40, 1, 4, (2, 1, 2)),
-        (HEADS_40, 1, 5, (1, 1, 5)),
-        (HEADS_40, 1, 8, (2, 1, 4)),
-        (HEADS_40, 1, 10, (2, 1, 5)),
-        (HEADS_40, 1, 16, (2, 1, 8)),
-        (HEADS_40, 2, 1, (2, 1, 1)),
-        (HEADS_40, 2, 3, (2, 3, 1)),
-        (HEADS_40, 2, 8, (2, 1, 8)),
-        (HEADS_40, 4, 8, (2, 2, 8)),
-        (HEADS_24, 1, 1, (1, 1, 1)),
-        (HEADS_24, 1, 2, (2, 1, 1)),
-        (HEADS_24, 1, 3, (1, 1, 3)),
-        (HEADS_24, 1, 4, (2, 1, 2)),
-        (HEADS_24, 1, 6, (2, 1, 3)),
-        (HEADS_24, 1, 8, (2, 1, 4)),
-        (HEADS_24, 2, 8, (2, 1, 8)),
-        (HEADS_24, 3, 8, (2, 3, 4)),
-        (HEADS_4, 1, 1, (1, 1, 1)),
-        (HEADS_4, 1, 2, (2, 1, 1)),
-        (HEADS_4, 1, 4, (2, 1, 2)),
-        (HEADS_4, 1, 8, (2, 1, 4)),
-        (HEADS_4, 2, 8, (2, 2, 4)),
-    ],
-)
-def test_processes_go_to_cfg_then_to_heads_of_one_node_then_to_a_ring(
-    row: ModelRow, nodes: int, processes: int, degrees: tuple[int, int, int]
-) -> None:
-    plan = choose(row, num_nodes=nodes, num_processes=processes)
-
-    assert (plan.cfg, plan.ring, plan.ulysses) == degrees
+def a_video(row: ModelRow, **over: int) -> dict[str, Any]:
+    """The row's default size."""
+    return {"width": row.width.default, "height": row.height.default, "num_frames": row.num_frames.default, **over}
 
 
-@pytest.mark.parametrize(
-    ("row", "processes"), [(HEADS_40, 3), (HEADS_40, 6), (HEADS_40, 7), (HEADS_4, 3), (HEADS_4, 6), (HEADS_24, 5)]
-)
-def test_one_node_whose_processes_cannot_share_the_heads_is_refused(row: ModelRow, processes: int) -> None:
-    with pytest.raises(Invalid, match="these process counts fit: 1, 2, ") as caught:
-        choose(row, num_nodes=1, num_processes=processes)
-
-    assert [problem.rule for problem in caught.value.problems] == ["degrees"]
+def pick(row: ModelRow, nodes: int, processes: int, *, memory: float = 0.0, **over: int) -> Plan | None:
+    """The plan for a video, or None when it is refused."""
+    try:
+        return choose(row, num_nodes=nodes, num_processes=processes, gpu_memory_gib=memory, **a_video(row, **over))
+    except Invalid:
+        return None
 
 
-def test_a_refusal_names_only_counts_that_do_fit() -> None:
+def refusal(row: ModelRow, nodes: int, processes: int, *, memory: float = 0.0) -> tuple[str, str]:
+    """Rule and message of the one problem of a refused plan."""
     with pytest.raises(Invalid) as caught:
-        choose(HEADS_40, num_nodes=1, num_processes=3)
+        choose(row, num_nodes=nodes, num_processes=processes, gpu_memory_gib=memory, **a_video(row))
+    [problem] = caught.value.problems
+    assert problem.pointer == "/plan"
+    return problem.rule, problem.message
 
-    named = [int(count) for count in str(caught.value).rpartition(": ")[2].split(", ")]
-    assert {choose(HEADS_40, num_nodes=1, num_processes=count).world_size for count in named} == set(named)
+
+def named(message: str) -> set[tuple[int, int]]:
+    """The nodes and GPUs that a refusal says would fit."""
+    text = message.partition("that fit: ")[2]
+    found = re.findall(r"(\d+) x (\d+)(?:-(\d+))?(?=[,;]|$)", text)
+    return {(int(nodes), gpus) for nodes, low, high in found for gpus in range(int(low), int(high or low) + 1)}
 
 
-@pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
-def test_every_chosen_plan_passes_the_check(row: ModelRow) -> None:
+@pytest.mark.parametrize("counts", DEGREES, ids=lambda counts: "x".join(map(str, counts)))
+@rows
+def test_processes_go_to_cfg_then_to_heads_of_one_node_then_to_a_ring(row: ModelRow, counts: tuple[int, int]) -> None:
+    plan = pick(row, *counts)
+
+    expected = (DEGREES_OF_4_HEADS if row.num_heads == 4 else DEGREES)[counts]
+    assert (plan and (plan.cfg, plan.ring, plan.ulysses)) == expected
+
+
+@pytest.mark.parametrize("memory", [0, 24, 80])
+@rows
+def test_every_chosen_plan_passes_the_check_and_fits(row: ModelRow, memory: int) -> None:
     for nodes in range(1, 5):
         for processes in range(1, 17):
-            try:
-                plan = choose(row, num_nodes=nodes, num_processes=processes)
-            except Invalid:
-                continue
-            check(plan, row)
-            assert plan.world_size == nodes * processes
+            if plan := pick(row, nodes, processes, memory=memory):
+                check(plan, row)
+                assert plan.world_size == nodes * processes
+                assert not memory or estimate(row, plan, **a_video(row)).peak_gib <= memory
+
+
+@rows
+def test_one_process_per_head_and_fewer_always_fit(row: ModelRow) -> None:
+    assert all(pick(row, 1, processes) for processes in range(1, row.num_heads + 1))
+    assert all(pick(row, nodes, processes) for nodes in (2, 3, 4) for processes in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("row", "processes", "memory", "expected"),
+    [
+        (A14B, 1, 0, (1, False)),
+        (A14B, 8, 0, (8, False)),
+        (A14B, 3, 0, (3, False)),
+        (TI2V, 2, 0, (2, False)),
+        (TINY, 8, 0, (1, False)),
+        (A14B, 8, 80, (8, False)),
+        (A14B, 8, 48, (8, False)),
+        (A14B, 8, 24, (8, True)),
+        (A14B, 8, 16, None),
+        (A14B, 1, 48, None),
+        (A14B, 2, 48, (2, True)),
+        (TI2V, 1, 24, (1, False)),
+        (TI2V, 2, 20, (2, True)),
+        (TINY, 2, 4, (1, False)),
+        (TINY, 2, 2, None),
+    ],
+)
+def test_a_node_holds_one_copy_of_real_weights_and_gathers_as_much_as_fits(
+    row: ModelRow, processes: int, memory: float, expected: tuple[int, bool] | None
+) -> None:
+    plan = pick(row, 1, processes, memory=memory)
+
+    assert (plan and (plan.shard, plan.reshard)) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "nodes", "processes", "memory", "rule"),
+    [
+        (TINY, 1, 5, 0, "degrees"),
+        (TINY, 1, 10, 8, "degrees"),
+        (A14B, 1, 1, 48, "memory"),
+        (A14B, 1, 2, 24, "memory"),
+        (A14B, 2, 2, 20, "memory"),
+        (TI2V, 1, 1, 16, "memory"),
+    ],
+)
+def test_a_refusal_names_exactly_the_counts_that_do_fit(
+    row: ModelRow, nodes: int, processes: int, memory: float, rule: str
+) -> None:
+    found, message = refusal(row, nodes, processes, memory=memory)
+
+    fitting = {(n, g) for n in range(1, 5) for g in range(1, 9) if pick(row, n, g, memory=memory)}
+    assert found == rule
+    assert named(message) == fitting != set()
+
+
+def test_a_refusal_names_the_largest_usual_size_that_does_fit() -> None:
+    # Between what 720p and what 480p need on two nodes of one, where nothing can be divided.
+    needs = [
+        estimate(A14B, a_plan(num_nodes=2, num_processes=1), width=width, height=height, num_frames=121).peak_gib
+        for width, height in ((1280, 720), (832, 480))
+    ]
+    memory = sum(needs) / 2
+    with pytest.raises(Invalid) as caught:
+        choose(A14B, num_nodes=2, num_processes=1, width=1280, height=720, num_frames=121, gpu_memory_gib=memory)
+
+    [size] = re.findall(r"; 2 x 1 would do for (\d+)x(\d+)$", caught.value.problems[0].message)
+    width, height = map(int, size)
+    assert 832 * 480 <= width * height < 1280 * 720
+    assert pick(A14B, 2, 1, memory=memory, width=width, height=height, num_frames=121)
+
+
+def test_a_refusal_says_so_when_nothing_fits() -> None:
+    assert refusal(A14B, 1, 8, memory=8)[1].endswith("nodes x GPUs that fit: none up to 4 x 8")
 
 
 @pytest.mark.parametrize(
@@ -87,10 +175,11 @@ def test_every_chosen_plan_passes_the_check(row: ModelRow) -> None:
         (a_plan(num_processes=3, cfg=3), {"cfg"}),
         (a_plan(cfg=1), {"product"}),
         (a_plan(num_processes=4, ulysses=4), {"product"}),
-        (a_plan(num_processes=6, ulysses=3), {"heads"}),
+        (a_plan(num_processes=10, ulysses=5), {"heads"}),
         (a_plan(num_nodes=2, num_processes=2, cfg=1, ulysses=4), {"node"}),
         (a_plan(shard=3), {"shard"}),
-        (a_plan(num_processes=7, ulysses=3, shard=2), {"product", "heads", "node", "shard"}),
+        (a_plan(num_nodes=2, num_processes=2, ring=2, shard=4), {"shard"}),
+        (a_plan(num_processes=7, ulysses=5, shard=2), {"product", "heads", "node", "shard"}),
         (a_plan(ulysses=0), {"positive"}),
         (a_plan(shard=0), {"positive"}),
         (a_plan(num_processes=-2, cfg=-2), {"positive"}),
@@ -98,16 +187,31 @@ def test_every_chosen_plan_passes_the_check(row: ModelRow) -> None:
 )
 def test_a_plan_that_cannot_run_is_refused_with_its_rules(plan: Plan, rules: set[str]) -> None:
     with pytest.raises(Invalid) as caught:
-        check(plan, HEADS_4)
+        check(plan, TINY)
 
     assert {problem.rule for problem in caught.value.problems} == rules
 
 
-def test_a_plan_made_by_hand_may_use_what_choose_would_not() -> None:
-    check(a_plan(num_processes=8, cfg=1, ring=4, ulysses=2, shard=8), HEADS_4)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        a_plan(num_processes=8, cfg=1, ring=4, ulysses=2, shard=8, reshard=True),
+        a_plan(num_processes=6, ulysses=3),
+        a_plan(num_processes=8, ring=4, shard=2),
+    ],
+)
+def test_a_plan_made_by_hand_may_use_what_choose_would_not(plan: Plan) -> None:
+    check(plan, TINY)
 
 
 def test_a_plan_survives_the_way_through_json() -> None:
-    plan = a_plan(num_nodes=2, num_processes=8, ulysses=8, shard=16)
+    plan = a_plan(num_nodes=2, num_processes=8, ulysses=8, shard=8, reshard=True)
 
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_from_before_there_was_reshard_gathers_whole_experts() -> None:
+    data = a_plan(shard=2).to_json()
+    del data["reshard"]
+
+    assert Plan.from_json(data) == a_plan(shard=2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.contract.errors import Invalid
 from engine.contract.models import CATALOG
-from engine.contract.request import OPTIONS, WEBHOOK_EVENTS, Input, Request, parse
+from engine.contract.request import OPTIONS, WEBHOOK_EVENTS, Input, Request, check_size, parse
 from tests.make import JOB, a_body, a_request, an_input, an_input_for
 from tests.unit.values import any_json, bodies
 
@@ -140,6 +140,26 @@ def test_a_frame_beyond_the_trained_size_is_refused_although_each_side_is_allowe
     body = a_body(model="wan2.2-t2v-a14b", input=an_input(width=1280, height=1280))
 
     assert broken_rules(body) == {("/input/width", "max_pixels")}
+
+
+@pytest.mark.parametrize("name", ["wan2.2-i2v-a14b", "tiny-t2v"])
+@pytest.mark.parametrize(
+    ("size", "broken"),
+    [
+        ({}, set()),
+        ({"width": 16}, {("/input/width", "minimum")}),
+        ({"height": 8008}, {("/input/height", "maximum"), ("/input/height", "multipleOf")}),
+        ({"num_frames": 12}, {("/input/num_frames", "frames")}),
+    ],
+)
+def test_a_size_alone_keeps_the_rules_of_a_request(name: str, size: dict[str, int], broken: set[Any]) -> None:
+    found: set[Any] = set()
+    try:
+        check_size(CATALOG[name], **{"width": 256, "height": 256, "num_frames": 9, **size})
+    except Invalid as error:
+        found = {(problem.pointer, problem.rule) for problem in error.problems}
+
+    assert found == broken
 
 
 def test_wrong_frames_are_answered_with_the_next_right_ones() -> None:
