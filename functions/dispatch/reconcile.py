@@ -14,7 +14,7 @@ from typing import Any
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
 from engine.contract.events import job_event, rivals
-from engine.contract.job import Job, artifact_key, run_name
+from engine.contract.job import Job, artifact_key, checkpoint_folder, run_name
 from engine.contract.plan import Plan, choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
@@ -111,6 +111,9 @@ class Reconciler:
 
     def _cancel(self, job: Job, decision: Decision) -> None:
         self._stop(job, decision)
+        # A run that had to be killed could not tidy up; those of a failed job stay, for whoever tries it again.
+        for key in self._deps.store.list(checkpoint_folder(job.tenant, job.id)):
+            self._deps.store.delete(key)
         self._say_done("cancelled", job, {"attempt": job.attempt})
 
     def _recover(self, job: Job, decision: Decision) -> None:

@@ -14,7 +14,7 @@ from engine.adapters.bus import Bus
 from engine.contract.artifact import encode
 from engine.contract.codec import encode_binary
 from engine.contract.events import Event
-from engine.contract.job import Job, State, run_name
+from engine.contract.job import Job, State, checkpoint_folder, run_name
 from engine.contract.settings import Settings
 from functions.deps import open_deps
 from functions.dispatch.app import make
@@ -124,9 +124,14 @@ def test_cancel_before_the_launch_ends_the_job_at_once(dispatches: list[Dispatch
     assert dispatch.launcher.observe(run_name(JOB, 1)).launched_at is None
 
 
-def test_cancel_of_a_running_job_ends_it_within_ten_seconds(dispatches: list[Dispatch], settings: Settings) -> None:
+def test_cancel_of_a_running_job_ends_it_within_ten_seconds_and_tidies_up(
+    dispatches: list[Dispatch], settings: Settings, tmp_path: Path
+) -> None:
     dispatch = a_dispatch(dispatches, settings, 'trap "" TERM; while true; do sleep 0.1; done')
     dispatch.accept()
+    left, note = f"{checkpoint_folder(TENANT, JOB)}/000001.safetensors", tmp_path / "note"
+    note.write_text("what a run leaves that has to be killed")
+    dispatch.deps.store.put(left, note, content_type="application/octet-stream")
     dispatch.deps.bus.publish(an_event("cancel"))
     start = time.monotonic()
 
@@ -134,6 +139,7 @@ def test_cancel_of_a_running_job_ends_it_within_ten_seconds(dispatches: list[Dis
 
     assert dispatch.deps.history.get(TENANT, JOB).state is State.CANCELLED
     assert dispatch.launcher.active() == []
+    assert dispatch.deps.store.list(f"{TENANT}/{JOB}") == []
     assert time.monotonic() - start < 10
 
 

@@ -45,20 +45,25 @@ def to_json(lives: list[Life]) -> str:
 def live(life: Life) -> list[int]:
     """The exit codes of the ranks, negative for a signal."""
     Path(life.out).mkdir(parents=True, exist_ok=True)
+    begun_at = newest_step(life)
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(life.num_ranks)}
     os.environ |= {**places, "CINEVENT_CHECKPOINT_INTERVAL_S": "0.000001"}
     children = [fork(rank, life) for rank in range(life.num_ranks)]
     if life.end:
-        wait_for_step(life, children)
+        # A step of its own in any case: the life before may have gone further than it was to.
+        wait_for_step(max(life.at_step, begun_at + 1), life, children)
         for rank, child in enumerate(children):
             if life.only_rank in (None, rank):
                 os.kill(child, signal.Signals[life.end])
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def wait_for_step(life: Life, children: list[int]) -> None:
-    checkpoints = Path(life.out) / "checkpoints"
-    while not any(int(path.stem) >= life.at_step for path in checkpoints.glob("*.safetensors")):
+def newest_step(life: Life) -> int:
+    return max((int(path.stem) for path in (Path(life.out) / "checkpoints").glob("*.safetensors")), default=0)
+
+
+def wait_for_step(step: int, life: Life, children: list[int]) -> None:
+    while newest_step(life) < step:
         assert os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, life.log.read_text()
         time.sleep(0.001)
 
