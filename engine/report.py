@@ -53,6 +53,7 @@ class Reporter:
         self._stage, self._since = "", 0.0
         self._change = threading.Condition()
         self._has_news = False
+        self._is_idle = False
         self._is_urgent = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -70,8 +71,7 @@ class Reporter:
         """The run finished this denoising step; told at the next occasion, unless a newer one is there by then."""
         with self._change:
             self._progress.step(step, seconds=seconds)
-            self._has_news = True
-            self._change.notify()
+            self._wake()
         _log.info("step %d/%d took %.3f s", step, self._work.steps, seconds)
         if clean_bcfhw is not None:
             self._previews.offer(clean_bcfhw, step=step)
@@ -80,8 +80,7 @@ class Reporter:
         """The run did this share of its stage, 0 to 1; told as a step is."""
         with self._change:
             self._progress.part(share, seconds=time.monotonic() - self._since)
-            self._has_news = True
-            self._change.notify()
+            self._wake()
         _log.info("%s is %.1f %% done", self._stage, 100 * share)
 
     def close(self) -> None:
@@ -99,6 +98,12 @@ class Reporter:
         pace = learn(self._pace, self._work, {**self._seconds, **self._progress.step_seconds()})
         if pace:
             self._paces.keep(pace)
+
+    def _wake(self) -> None:
+        """There is news; only a thread that waits for some is woken, for that takes time from the step."""
+        self._has_news = True
+        if self._is_idle:
+            self._change.notify()
 
     def _end_stage(self, next_one: str) -> None:
         """Note how long the stage took. One that is entered again counts from then: weights were fetched before."""
@@ -125,7 +130,9 @@ class Reporter:
         """The newest progress, after the interval or at once for a stage; None when it is over."""
         with self._change:
             self._change.wait_for(lambda: self._is_urgent or self._is_closed, timeout=self._interval_s)
+            self._is_idle = True
             self._change.wait_for(lambda: self._has_news or self._is_closed)
+            self._is_idle = False
             has_news, self._has_news, self._is_urgent = self._has_news, False, False
             return self._progress.data() if has_news else None
 
