@@ -157,11 +157,11 @@ def decode_tiles(vae: Any, latents_bcfhw: torch.Tensor, *, side: int, ranks: Ran
         for number in deal(tiles.grid, rank=ranks.rank, world_size=ranks.world_size):
             tiles.write(number, _decode_tile(vae, latents_bcfhw, tiles.grid, number))
     except torch.OutOfMemoryError:
-        fits = False
+        num_short = 1
     else:
-        fits = True
+        num_short = 0
     # Outside the except: while it is handled, the error holds what did not fit.
-    if not _all_agree(ranks, fits):
+    if ranks.highest(num_short):
         raise torch.OutOfMemoryError(f"tiles of {side} pixels do not fit the memory of every device")
     _gather(tiles, ranks)
     return tiles
@@ -178,14 +178,6 @@ def _decode_tile(vae: Any, latents_bcfhw: torch.Tensor, grid: Grid, number: int)
     top, left = grid.corners[number]
     tile_bcfhw = latents_bcfhw[..., top : top + grid.tile, left : left + grid.tile]
     return run_decoder(vae, map(vae.post_quant_conv, tile_bcfhw.split(1, dim=2)))
-
-
-def _all_agree(ranks: Ranks, fits: bool) -> bool:
-    if ranks.world_size == 1:
-        return fits
-    word = torch.tensor(int(fits), device=ranks.device)
-    dist.all_reduce(word, dist.ReduceOp.MIN)
-    return bool(word.item())
 
 
 def _gather(tiles: Tiles, ranks: Ranks) -> None:
