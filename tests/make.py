@@ -125,6 +125,7 @@ def _data(name: str) -> dict[str, Any]:
     data: dict[str, dict[str, Any]] = {
         "requested": {"request": a_request().to_json()},
         "launched": {"attempt": 1, "launcher": "local", "run": f"{JOB}-a1", "plan": a_plan().to_json()},
+        "waiting": {"attempt": 1, "reason": "unschedulable", "message": "0/4 nodes are available"},
         "started": {"attempt": 1, "world_size": 2},
         "progress": {
             "attempt": 1,

@@ -111,6 +111,7 @@ def consumer_config(consumer: Consumer) -> Any:
         ack_wait=ACK_WAIT_S,
         # The source counts and writes the dead letter first; a limit of the server's would drop the message silently.
         max_deliver=-1,
-        # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending.
-        max_ack_pending=1000,
+        # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending, and
+        # the jobs of a tenant at its limit must not keep those of others from being delivered.
+        max_ack_pending=20_000,
     )
