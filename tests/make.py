@@ -11,6 +11,7 @@ from engine.contract.models import CATALOG
 from engine.contract.plan import Plan
 from engine.contract.request import Request, parse
 from engine.pace import PARTS, Pace, Work
+from functions.dispatch.launchers.pod import Order
 
 JOB = "j" + "abc23" * 5
 TENANT = "default"
@@ -118,6 +119,21 @@ def a_job(*names: str, **over: Any) -> Job:
     job = fold(enumerate(events, start=1))
     assert job is not None
     return replace(job, **over)
+
+
+def an_order(num_nodes: int = 2, **over: Any) -> Order:
+    """What is to be started in a cluster: two processes per node."""
+    plan = a_plan(num_nodes=num_nodes, ring=num_nodes)
+    parts: dict[str, Any] = {
+        "job": a_job(),
+        "attempt": 1,
+        "plan": plan,
+        "deadline_s": 3600,
+        "environ": {"CINEVENT_NATS_URL": "nats://nats:4222"},
+        "overlay": {},
+        "image": "registry.example/engine:1.0",
+    }
+    return Order(**{**parts, **over})
 
 
 def _data(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functions.dispatch.launchers.pods import seconds, waiting
 
 _SUCCEEDED = frozenset({"Succeeded", "Complete"})
 _FAILED = frozenset({"Failed"})
+_TELLING = frozenset({"PodFailurePolicy", "BackoffLimitExceeded"})
 # An operator, or Kubernetes itself, needs a moment to make pods, and another to see that one failed.
 _REACTION_S = 60.0
 
@@ -38,7 +39,7 @@ def classify(evidence: Evidence, *, now: datetime) -> Observation:
     if true_condition(run, _SUCCEEDED):
         return Observation(phase=Phase.SUCCEEDED)
     if ended := true_condition(run, _FAILED):
-        return _failed(of_pods.failure(evidence.pods, evidence.num_nodes) or _by_condition(ended))
+        return _failed(of_pods.failure(evidence.pods) or _by_condition(ended, evidence))
     return _suspended(evidence) if is_suspended(run) else _going_on(evidence, now)
 
 
@@ -79,10 +80,13 @@ def _failed(failure: Failure) -> Observation:
     return Observation(phase=Phase.FAILED, failure=failure)
 
 
-def _by_condition(condition: Mapping[str, Any]) -> Failure:
-    message = condition.get("message") or condition.get("reason") or "it gives no reason"
-    if condition.get("reason") == "DeadlineExceeded":
+def _by_condition(condition: Mapping[str, Any], evidence: Evidence) -> Failure:
+    """The run's own words; a PyTorchJob has none for a pod that is gone, and a Job names its policy."""
+    reason, message = condition.get("reason", ""), condition.get("message") or "it gives no reason"
+    if reason == "DeadlineExceeded":
         return of_pods.deadline_exceeded(message)
+    if reason not in _TELLING and len(evidence.pods) < evidence.num_nodes:
+        return of_pods.gone(evidence.num_nodes - len(evidence.pods), evidence.num_nodes)
     return Failure(code="engine_crashed", message=f"the run failed: {message}")
 
 
@@ -107,7 +111,7 @@ def _lost(evidence: Evidence, now: datetime) -> Failure | None:
     """What the pods say and the run itself does not, because whoever should say it is slow, or away."""
     reacted = now - timedelta(seconds=_REACTION_S)
     old = [pod for pod in evidence.pods if (of_pods.failed_at(pod) or now) < reacted]
-    return of_pods.node_lost(evidence.pods, now=now) or (of_pods.failure(old, len(old)) if old else None)
+    return of_pods.node_lost(evidence.pods, now=now) or (of_pods.failure(old))
 
 
 def _waiting(evidence: Evidence, now: datetime) -> Waiting | None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,15 @@ def read_overlay(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        patch = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return overlay.check({} if patch is None else patch)
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        patch = overlay.check({} if given is None else given)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Invalid(_overlay_problem("", f"{path} cannot be read as YAML: {error}")) from error
     except Invalid as error:
-        raise Invalid(
-            *(_overlay_problem(f" {problem.pointer}", problem.message) for problem in error.problems)
-        ) from error
+        problems = (_overlay_problem(f" {problem.pointer}", problem.message) for problem in error.problems)
+        raise Invalid(*problems) from error
+    _check(overlay.merge(_base(), patch))
+    return patch
 
 
 def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -111,7 +113,7 @@ def metadata(order: Order) -> dict[str, Any]:
 
 
 def template(order: Order, *, environ: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The pod template; `environ`: more variables by name, a text or a `valueFrom`. Raises Invalid."""
+    """The pod template; `environ`: more variables by name, a text or a `valueFrom`."""
     limits = {"resources": {"limits": {GPU: order.plan.num_processes}}}
     base = overlay.merge(_base(), {"spec": {"containers": [{"name": CONTAINER, **limits}]}})
     pod = overlay.merge(base, order.overlay)
@@ -126,17 +128,17 @@ def template(order: Order, *, environ: Mapping[str, Any] | None = None) -> dict[
     container = {"name": CONTAINER, "env": [_variable(name, value) for name, value in own.items()]}
     if not _image(pod):
         container["image"] = order.image
-    return _checked(
-        overlay.merge(
-            pod,
-            {
-                "metadata": {"labels": labels(order)},
-                "spec": {"activeDeadlineSeconds": order.deadline_s, "containers": [container]},
-            },
-        )
+    made: dict[str, Any] = overlay.merge(
+        pod,
+        {
+            "metadata": {"labels": labels(order)},
+            "spec": {"activeDeadlineSeconds": order.deadline_s, "containers": [container]},
+        },
     )
+    return made
 
 
+@cache
 def _base() -> dict[str, Any]:
     text = files("functions.dispatch.launchers").joinpath("pod.yaml").read_text(encoding="utf-8")
     base: dict[str, Any] = yaml.safe_load(text)
@@ -152,10 +154,9 @@ def _image(pod: Mapping[str, Any]) -> str | None:
     return next((c.get("image") for c in pod["spec"]["containers"] if c["name"] == CONTAINER), None)
 
 
-def _checked(pod: dict[str, Any]) -> dict[str, Any]:
+def _check(pod: Mapping[str, Any]) -> None:
     if not any(container["name"] == CONTAINER and container.get("command") for container in pod["spec"]["containers"]):
         raise Invalid(_overlay_problem("", f"it takes away the container {CONTAINER!r} or its command; leave both in"))
-    return pod
 
 
 def _overlay_problem(place: str, message: str) -> Problem:

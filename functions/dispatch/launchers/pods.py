@@ -71,18 +71,16 @@ def launched_at(pods: Sequence[Mapping[str, Any]]) -> datetime | None:
     return max((at for at in begun if at), default=None) if all(begun) else None
 
 
-def failure(pods: Sequence[Mapping[str, Any]], num_nodes: int) -> Failure | None:
-    """Why a run of so many pods failed: the telling one among them. None if they do not say."""
+def failure(pods: Sequence[Mapping[str, Any]]) -> Failure | None:
+    """Why these failed, from the telling one among them; None if none did."""
     found = sorted((_rank(pod), index) for index, pod in enumerate(pods) if failed_at(pod))
-    if found:
-        return _failure(pods[found[0][1]])
-    if len(pods) < num_nodes:
-        message = (
-            f"{num_nodes - len(pods)} of its {num_nodes} pods are gone: a drained node, a preemption, or somebody"
-            " deleted them"
-        )
-        return Failure(code="evicted", message=message)
-    return None
+    return _failure(pods[found[0][1]]) if found else None
+
+
+def gone(num_gone: int, num_nodes: int) -> Failure:
+    """The end of a run whose pods do not exist any more."""
+    message = f"{num_gone} of its {num_nodes} pods are gone: a drained node, a preemption, or somebody deleted them"
+    return Failure(code="evicted", message=message)
 
 
 def failed_at(pod: Mapping[str, Any]) -> datetime | None:
