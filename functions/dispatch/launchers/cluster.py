@@ -200,9 +200,10 @@ class ClusterLauncher:
         return collection.format(namespace=self._kube.namespace)
 
 
-def open_launcher(settings: Settings) -> ClusterLauncher:
+def open_launcher(settings: Settings, environ: Mapping[str, str]) -> ClusterLauncher:
     """The launcher that the settings name, against the API server that this process belongs to. Raises Invalid."""
-    return ClusterLauncher(Kube.open(settings.namespace), KINDS[settings.launcher], settings=settings)
+    kube = Kube.open(namespace=settings.namespace, kubeconfig=environ.get("KUBECONFIG", ""))
+    return ClusterLauncher(kube, KINDS[settings.launcher], settings=settings)
 
 
 def _run(item: Json) -> _Run:
