@@ -119,6 +119,11 @@ class ClusterLauncher:
         """All runs that are RUNNING or WAITING."""
         return [run.active for run in self._seen(_HINT_AGE_S).values() if not run.is_over]
 
+    def tenant_of(self, run: str) -> str:
+        """Whose this run is, by its own label."""
+        found = self._seen(_LOOK_AGE_S).get(run) or self._asked(run)
+        return found.active.tenant if found else ""
+
     def _release(self, path: str, item: Json) -> None:
         uid = item["metadata"]["uid"]
         if not _is_ours(item) or item["metadata"].get("deletionTimestamp"):
