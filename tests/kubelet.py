@@ -54,16 +54,18 @@ class Cluster:
 
     def pass_over(self) -> None:
         """One look at everything."""
-        for run in self.kube.list_all(self._operator.runs, labels={}):
+        for run in self.kube.list_all(self._operator.runs, labels={}, keep=dict):
             if not is_over(run):
                 self._control(run)
-        for pod in self.kube.list_all(self._operator.pods, labels={}):
+        for pod in self.kube.list_all(self._operator.pods, labels={}, keep=dict):
             self._keep(pod)
 
     def _control(self, run: Json) -> None:
         name = run["metadata"]["name"]
         pods = [
-            pod for pod in self.kube.list_all(self._operator.pods, labels={}) if _owner(pod) == run["metadata"]["uid"]
+            pod
+            for pod in self.kube.list_all(self._operator.pods, labels={}, keep=dict)
+            if _owner(pod) == run["metadata"]["uid"]
         ]
         if not pods:
             self._operator.say(name, "Created")

@@ -52,7 +52,7 @@ class Reconciler:
         `is_hint`: something changed just now.
         """
         job = self._deps.history.get(tenant, job_id)
-        run = self._observe(job, is_hint=is_hint)
+        run = self._observe(job, is_fresh=is_hint)
         if run.phase.is_over:
             # Its last words came before its end, but perhaps after the read above.
             job = self._deps.history.get(tenant, job_id)
@@ -78,10 +78,10 @@ class Reconciler:
                 _LOG.warning("job=%s is unknown; run=%s is ended", hint.job, hint.run)
                 self._launcher.cancel(hint.run)
 
-    def _observe(self, job: Job, *, is_hint: bool) -> Observation:
+    def _observe(self, job: Job, *, is_fresh: bool) -> Observation:
         if job.attempt == 0:
             return Observation(phase=Phase.ABSENT)
-        return self._launcher.observe(run_name(job.id, job.attempt), is_hint=is_hint)
+        return self._launcher.observe(run_name(job.id, job.attempt), is_fresh=is_fresh)
 
     def _stop_others(self, job: Job) -> None:
         """End runs of older attempts: a dispatch that died between two acts may have left one."""

@@ -70,7 +70,7 @@ class Dispatch:
 def lists_are_never_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look sees what a test did just before it; sharing has its own tests."""
     monkeypatch.setattr(cluster, "_LOOK_AGE_S", 0.0)
-    monkeypatch.setattr(cluster, "_HINT_AGE_S", 0.0)
+    monkeypatch.setattr(cluster, "_FRESH_S", 0.0)
 
 
 @pytest.fixture
