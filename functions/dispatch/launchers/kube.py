@@ -132,11 +132,12 @@ class Kube:
         from urllib3.exceptions import HTTPError
 
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        request = self._client.param_serialize(
-            method, path, query_params=query or [], header_params=headers, body=body, auth_settings=["BearerToken"]
+        # Without the body: the client would walk through all of it for types of its own, of which it has none.
+        method, url, headers, *_ = self._client.param_serialize(
+            method, path, query_params=query or [], header_params=headers, auth_settings=["BearerToken"]
         )
         try:
-            answer = self._client.call_api(*request, _request_timeout=_TIMEOUT_S)
+            answer = self._client.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_S)
             text = answer.read()
         except HTTPError as error:
             message = f"the Kubernetes API does not answer: {error}"
