@@ -13,7 +13,7 @@ from typing import Any
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, JobFailed, NotFound
 from engine.contract.events import job_event, rivals
-from engine.contract.job import Job, artifact_key, checkpoint_folder, run_name
+from engine.contract.job import Job, State, artifact_key, checkpoint_folder, run_name
 from engine.contract.plan import Plan, choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
@@ -101,8 +101,9 @@ class Reconciler:
     def _wait(self, job: Job, decision: Decision) -> None:
         self._set_alarm(job)
         why = decision.waiting
-        # Once per reason: the words change with every node that comes or goes.
-        if why and job.waiting.get("reason") != why.reason:
+        # Once per reason: the words change with every node that comes or goes. A run that waits again, as when Kueue took
+        # its place, is not set back: the job went on until then.
+        if why and job.state is State.PENDING and job.waiting.get("reason") != why.reason:
             data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
             self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
 
