@@ -101,8 +101,8 @@ class Reconciler:
     def _wait(self, job: Job, decision: Decision) -> None:
         self._set_alarm(job)
         why = decision.waiting
-        # Once per reason: the words change with every node that comes or goes. A run that waits again, as when Kueue took
-        # its place, is not set back: the job went on until then.
+        # Once per reason: the words change with every node that comes or goes. A job whose run waits again, as when Kueue
+        # took its place, is not set back.
         if why and job.state is State.PENDING and job.waiting.get("reason") != why.reason:
             data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
             self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
