@@ -17,6 +17,9 @@ from engine.contract.job import is_tenant
 _WEBHOOK_TIMEOUT_MAX_S = 45.0
 # More than any device has: a number in bytes instead of gibibytes is found.
 _MEMORY_MAX_GIB = 1e6
+LAUNCHERS = ("local", "pytorchjob", "indexedjob")
+# A DNS label, as Kubernetes wants it of namespaces and as Kueue's label wants it of queues.
+_DNS_LABEL = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?")
 _MODELS_URL = re.compile(r"|s3://[^/]+(/.*)?|hub(@[^@\s]+)?")
 
 
@@ -50,7 +53,34 @@ class Settings:
         0.0,
         "Memory of one GPU in GiB; a job that cannot fit is refused before a GPU is asked for; 0: not checked.",
     )
-    max_runs: int = _env(1, "Runs at one time; further jobs wait in the queue.")
+    max_runs: int = _env(
+        1,
+        "Runs at one time; further jobs wait in the queue. With CINEVENT_KUEUE_QUEUE: runs that wait in that queue at"
+        " one time.",
+    )
+    max_gpus: int = _env(
+        0,
+        "GPUs of all runs together; further jobs wait in the queue. 0: any number. Kueue's own with"
+        " CINEVENT_KUEUE_QUEUE.",
+    )
+    max_tenant_runs: int = _env(
+        0,
+        "Runs of one tenant at one time; only that tenant's further jobs wait. 0: any number. Kueue's own with"
+        " CINEVENT_KUEUE_QUEUE.",
+    )
+    launcher: str = _env(
+        "local",
+        "How dispatch starts the engine: local (a child process), pytorchjob (Kubeflow's PyTorchJob) or indexedjob"
+        " (batch/v1 Job; needs no operator).",
+    )
+    namespace: str = _env("", "Kubernetes namespace of the runs; empty: the one that dispatch runs in, else default.")
+    engine_image: str = _env("", "Image of the engine's containers; not needed by the local launcher.")
+    run_overlay: str = _env(
+        "",
+        "YAML file with a strategic merge patch on the pod template of every run: resources, node selectors, NCCL,"
+        " volumes. Empty: none.",
+    )
+    kueue_queue: str = _env("", "Kueue's LocalQueue that runs wait in; empty: no Kueue.")
     check_interval_s: float = _env(
         30.0, "Time between two looks at a running job. Shorter finds a dead run sooner and costs one request each."
     )
@@ -150,4 +180,47 @@ def _rules(settings: Settings) -> list[Problem]:
         shlex.split(settings.engine_command)
     except ValueError as error:
         problems.append(Problem(pointer=env_name("engine_command"), rule="shell", message=str(error)))
-    return problems
+    return problems + _launch_rules(settings)
+
+
+def _launch_rules(settings: Settings) -> list[Problem]:
+    one_job = settings.num_nodes * settings.num_processes
+    is_in_cluster = settings.launcher in LAUNCHERS[1:]
+    rules = (
+        (
+            settings.launcher in LAUNCHERS,
+            "launcher",
+            "enum",
+            f"{settings.launcher!r} is no launcher; allowed: {', '.join(LAUNCHERS)}",
+        ),
+        (
+            bool(settings.engine_image) or not is_in_cluster,
+            "engine_image",
+            "required",
+            f"it is empty, and {env_name('launcher')}={settings.launcher} needs it: name the engine's image",
+        ),
+        (
+            settings.max_gpus == 0 or settings.max_gpus >= one_job,
+            "max_gpus",
+            "range",
+            f"{settings.max_gpus} is out of range; one job takes {one_job}; allowed: {one_job} or more, or 0",
+        ),
+        (
+            settings.max_tenant_runs >= 0,
+            "max_tenant_runs",
+            "range",
+            f"{settings.max_tenant_runs} is out of range; allowed: 0 or more",
+        ),
+        *(
+            (
+                _DNS_LABEL.fullmatch(getattr(settings, name)) is not None,
+                name,
+                "dns_label",
+                f"{getattr(settings, name)!r} is no DNS label; allowed: up to 63 of a-z, 0-9 and -, or nothing",
+            )
+            for name in ("namespace", "kueue_queue")
+        ),
+    )
+    return [
+        Problem(pointer=env_name(name), rule=rule, message=message) for holds, name, rule, message in rules if not holds
+    ]

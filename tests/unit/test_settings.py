@@ -12,6 +12,8 @@ OTHER = {
     "store_url": "s3://bucket/prefix",
     "models_url": "s3://bucket/prefix",
     "engine_command": "python -m 'my engine'",
+    "launcher": "pytorchjob",
+    "max_gpus": 16,
 }
 """Values beside the defaults for the fields that not any text or number fits."""
 
@@ -73,6 +75,11 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_MODELS_URL", "s3://", "scheme"),
         ("CINEVENT_MODELS_URL", "hub@", "scheme"),
         ("CINEVENT_ENGINE_COMMAND", "python 'unclosed", "shell"),
+        ("CINEVENT_LAUNCHER", "slurm", "enum"),
+        ("CINEVENT_MAX_GPUS", "-1", "range"),
+        ("CINEVENT_MAX_TENANT_RUNS", "-1", "range"),
+        ("CINEVENT_NAMESPACE", "Video", "dns_label"),
+        ("CINEVENT_KUEUE_QUEUE", "a.b", "dns_label"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, rule: str) -> None:
@@ -82,6 +89,17 @@ def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, rule:
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/prefix", "hub", "hub@refs/pr/4"])
 def test_places_of_models_are_accepted(url: str) -> None:
     assert Settings.read({"CINEVENT_MODELS_URL": url}).models_url == url
+
+
+def test_a_launcher_in_a_cluster_needs_an_image() -> None:
+    assert problems({"CINEVENT_LAUNCHER": "pytorchjob"}) == [("CINEVENT_ENGINE_IMAGE", "required")]
+
+
+def test_fewer_gpus_than_one_job_takes_are_refused() -> None:
+    environ = {"CINEVENT_NUM_NODES": "2", "CINEVENT_NUM_PROCESSES": "8"}
+
+    assert problems({**environ, "CINEVENT_MAX_GPUS": "15"}) == [("CINEVENT_MAX_GPUS", "range")]
+    assert Settings.read({**environ, "CINEVENT_MAX_GPUS": "16"}).max_gpus == 16
 
 
 def test_every_bad_value_is_named_at_once() -> None:
