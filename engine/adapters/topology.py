@@ -18,6 +18,8 @@ _LOG = logging.getLogger(__name__)
 _NAME_IN_USE = 10058
 # A message in hand is heartbeated every third of this; a source that died gives its messages back after it.
 ACK_WAIT_S = 30.0
+# More than the slots: a message that waits for its next try (nak with a delay) still counts as pending.
+MAX_ACK_PENDING = 1000
 
 
 async def connect(
@@ -111,6 +113,5 @@ def consumer_config(consumer: Consumer) -> Any:
         ack_wait=ACK_WAIT_S,
         # The source counts and writes the dead letter first; a limit of the server's would drop the message silently.
         max_deliver=-1,
-        # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending.
-        max_ack_pending=1000,
+        max_ack_pending=MAX_ACK_PENDING,
     )

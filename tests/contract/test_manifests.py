@@ -1,0 +1,258 @@
+"""knative/: what the manifests promise, read from what kustomize makes of them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.contract.models import CATALOG
+from engine.contract.request import PRIORITIES
+from engine.contract.settings import Settings, env_name
+from engine.contract.streams import CONSUMERS, SOURCES, STREAMS
+from functions.gunicorn_conf import threads
+from knative.generate import stale, write
+from knative.render import OVERLAYS, load
+from tests.manifests import FUNCTIONS, RENDERS, data, objects, of, pods
+
+# Read by Python and boto3, not by Settings.
+FOREIGN = {"PYTHONUNBUFFERED", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+KSVC = "serving.knative.dev/v1"
+
+
+def test_no_generated_manifest_is_stale(tmp_path: Path) -> None:
+    """`make docs` brings them in step."""
+    write(tmp_path)
+
+    assert stale() == stale(tmp_path) == []
+    assert stale(tmp_path / "empty") == ["base/sources.yaml", "components/nack/topology.yaml"]
+
+
+@pytest.mark.parametrize("names", RENDERS, ids="+".join)
+def test_every_object_has_one_place(names: tuple[str, ...]) -> None:
+    places = [
+        (item["apiVersion"], item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"])
+        for item in objects(*names)
+    ]
+
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("names", RENDERS, ids="+".join)
+def test_everything_of_a_namespace_is_in_one_that_is_made(names: tuple[str, ...]) -> None:
+    whole_cluster = {"Namespace", "ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass"}
+    namespaces = {item["metadata"].get("namespace") for item in objects(*names) if item["kind"] not in whole_cluster}
+
+    assert namespaces == set(of("Namespace", *names))
+    assert [item for item in objects(*names) if item["kind"] in whole_cluster and "namespace" in item["metadata"]] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_variable_is_a_setting(overlay: str) -> None:
+    known = {env_name(item.name) for item in fields(Settings)} | FOREIGN
+    ours = {name: pod for name, pod in pods(overlay).items() if name != "s3"}
+    made = [name for name in ("cinevent-s3", "cinevent-webhooks") if overlay == "dev" for name in data(name, overlay)]
+
+    assert set(data("cinevent-settings", overlay)) <= known
+    assert set(made) <= known
+    assert [name for name, pod in ours.items() if any("env" in c for c in pod["spec"]["containers"])] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_settings_of_an_overlay_are_valid(overlay: str) -> None:
+    settings = Settings.read(data("cinevent-settings", overlay))
+
+    assert settings.launcher in ("pytorchjob", "indexedjob")
+    assert settings.namespace == "cinevent"
+    assert settings.engine_image.rpartition(":")[2] not in ("", "latest")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_mounted_is_where_the_settings_say(overlay: str) -> None:
+    settings = Settings.read(data("cinevent-settings", overlay))
+    pod = pods(overlay)["dispatch"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    overlay_file = next(iter(data("cinevent-run-overlay", overlay)))
+
+    assert settings.run_overlay == f"{mounts['run-overlay']}/{overlay_file}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_generated_names_are_known_where_they_are_used(overlay: str) -> None:
+    """A ConfigMap or Secret that changes gets another name, so that pods start anew: whoever names it must follow."""
+    made = {item["metadata"]["name"] for item in objects(overlay) if item["kind"] in ("ConfigMap", "Secret")}
+    named = set(re.findall(r"'(?:name|secretName)': '([^']+)'", str([pod["spec"] for pod in pods(overlay).values()])))
+    ours = {name for name in named if re.search(r"-[a-z0-9]{10}$", name)}
+
+    assert ours <= made
+    assert {"cinevent-settings", "cinevent-run-overlay"} & named == set()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_scales_to_zero_and_takes_what_its_threads_can(name: str) -> None:
+    service = of("Service", "prod", version=KSVC)[name]
+    template = service["spec"]["template"]
+
+    assert template["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"] == "0"
+    assert template["spec"]["containerConcurrency"] == threads
+    assert f"functions.{name}.app:create_app()" in template["spec"]["containers"][0]["args"]
+
+
+def test_only_submit_is_reached_from_outside() -> None:
+    label = "networking.knative.dev/visibility"
+    local = {name: item["metadata"]["labels"].get(label) for name, item in of("Service", "prod", version=KSVC).items()}
+
+    assert local == {"submit": None, "dispatch": "cluster-local", "notify": "cluster-local"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_waits_as_long_as_its_source(name: str) -> None:
+    """A source waits 60 s; a function that Knative ends before would do its work twice."""
+    assert of("Service", "prod", version=KSVC)[name]["spec"]["template"]["spec"]["timeoutSeconds"] == 60
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_every_consumer_has_a_source_that_starts_when_it_has_messages(consumer: str) -> None:
+    kind = next(source for source in SOURCES.values() if consumer in source.consumers)
+    name = f"source-{kind.name}"
+    scaled = of("ScaledObject", "prod")[name]["spec"]
+    trigger = next(t["metadata"] for t in scaled["triggers"] if t["metadata"]["consumer"] == consumer)
+
+    assert scaled["scaleTargetRef"]["name"] in of("Deployment", "prod")
+    assert scaled["minReplicaCount"] == 0
+    assert trigger["stream"] == CONSUMERS[consumer].stream
+    assert of("SinkBinding", "prod")[name]["spec"]["sink"]["ref"]["name"] == kind.function
+    assert pods("prod")[name]["spec"]["containers"][0]["command"][-1] == kind.name
+
+
+def test_dispatch_is_fed_in_order() -> None:
+    """Two replicas of a source would overtake each other."""
+    feeding = [f"source-{source.name}" for source in SOURCES.values() if source.function == "dispatch"]
+
+    assert {of("ScaledObject", "prod")[name]["spec"]["maxReplicaCount"] for name in feeding} == {1}
+
+
+def test_keda_owns_the_number_of_sources() -> None:
+    assert [name for name, item in of("Deployment", "prod").items() if "replicas" in item["spec"]] == []
+
+
+def test_keda_asks_for_the_account_that_nats_has() -> None:
+    triggers = [trigger for item in of("ScaledObject", "dev").values() for trigger in item["spec"]["triggers"]]
+    config = next(iter(data("nats-config", "dev").values()))
+
+    assert {trigger["metadata"]["account"] for trigger in triggers} == {"CINEVENT"}
+    assert re.search(r"^  CINEVENT \{ jetstream: enabled", config, re.MULTILINE)
+    assert "sync_interval: always" in config
+
+
+def test_nack_has_every_stream_and_consumer() -> None:
+    streams, consumers = of("Stream", "dev", "nack"), of("Consumer", "dev", "nack")
+
+    assert {item["spec"]["name"] for item in streams.values()} == {stream.name for stream in STREAMS}
+    assert {item["spec"]["durableName"] for item in consumers.values()} == set(CONSUMERS)
+    assert all(item["spec"]["preventDelete"] for item in [*streams.values(), *consumers.values()])
+
+
+def test_the_broker_component_puts_a_broker_between_outcomes_and_notify() -> None:
+    sink = of("SinkBinding", "dev", "broker")["source-outcomes"]["spec"]["sink"]["ref"]
+    triggers = of("Trigger", "dev", "broker").values()
+
+    assert (sink["kind"], sink["name"]) == ("Broker", next(iter(of("Broker", "dev", "broker"))))
+    assert [trigger["spec"]["subscriber"]["ref"]["name"] for trigger in triggers] == ["notify"]
+    assert all(
+        {"retry", "backoffPolicy", "backoffDelay", "deadLetterSink"} <= set(t["spec"]["delivery"]) for t in triggers
+    )
+
+
+def test_kueue_has_the_queue_and_the_priorities_that_runs_name() -> None:
+    queue = data("cinevent-settings", "prod")["CINEVENT_KUEUE_QUEUE"]
+
+    assert of("LocalQueue", "prod")[queue]["spec"]["clusterQueue"] in of("ClusterQueue", "prod")
+    values = [of("WorkloadPriorityClass", "prod")[f"cinevent-{name}"]["value"] for name in PRIORITIES]
+    assert len(set(values)) == len(values)
+    assert values[list(PRIORITIES).index("high")] == max(values)
+
+
+VOLUMES = {"name", "configMap", "emptyDir", "secret", "persistentVolumeClaim", "projected", "csi", "ephemeral"}
+
+
+def restricted(pod: Mapping[str, Any]) -> list[str]:
+    """What the profile `restricted` of Kubernetes' Pod Security Standards refuses in a pod."""
+    whole = pod["spec"].get("securityContext", {})
+    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod["spec"].get(name)]
+    allowed = {
+        "configMap",
+        "emptyDir",
+        "secret",
+        "persistentVolumeClaim",
+        "projected",
+        "downwardAPI",
+        "csi",
+        "ephemeral",
+    }
+    found += [volume["name"] for volume in pod["spec"].get("volumes", []) if not (set(volume) - {"name"}) <= allowed]
+    for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+        own = {**whole, **container.get("securityContext", {})}
+        rules = {
+            "runAsNonRoot": own.get("runAsNonRoot") is True,
+            "runAsUser": own.get("runAsUser") != 0,
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "privileged": not own.get("privileged"),
+            "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
+            "seccompProfile": own.get("seccompProfile", {}).get("type") == "RuntimeDefault",
+            # Beyond the profile.
+            "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True,
+        }
+        found += [f"{container['name']}.{rule}" for rule, holds in rules.items() if not holds]
+    return found
+
+
+@pytest.mark.parametrize("names", RENDERS, ids="+".join)
+def test_every_pod_is_restricted(names: tuple[str, ...]) -> None:
+    assert {name: restricted(pod) for name, pod in pods(*names).items() if restricted(pod)} == {}
+    assert (
+        of("Namespace", *names)["cinevent"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    )
+
+
+def test_the_pod_of_every_run_is_restricted() -> None:
+    pod = load(files("functions.dispatch.launchers").joinpath("pod.yaml").read_text(encoding="utf-8"))[0]
+
+    assert restricted(pod) == []
+    assert pod["spec"]["serviceAccountName"] in of("ServiceAccount", "prod")
+
+
+def test_only_dispatch_has_a_token() -> None:
+    tokens = {name: pod["spec"].get("automountServiceAccountToken") for name, pod in pods("dev").items()}
+
+    assert {name for name, token in tokens.items() if token is not False} == {"dispatch"}
+    assert all(item["automountServiceAccountToken"] is False for item in of("ServiceAccount", "prod").values())
+
+
+def test_every_account_that_a_pod_names_is_made() -> None:
+    accounts = {pod["spec"].get("serviceAccountName", "default") for pod in pods("prod").values()}
+
+    assert accounts < set(of("ServiceAccount", "prod"))
+
+
+@pytest.mark.parametrize("names", RENDERS, ids="+".join)
+def test_no_rule_has_a_star(names: tuple[str, ...]) -> None:
+    rules = [rule for item in of("Role", *names).values() for rule in item["rules"]]
+
+    assert of("ClusterRole", *names) == {}
+    assert [rule for rule in rules if "*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]] == []
+    assert [rule for rule in rules if "secrets" in rule["resources"]] == []
+
+
+def test_every_image_has_a_version() -> None:
+    images = {c["image"] for pod in pods("prod").values() for c in pod["spec"]["containers"]}
+
+    assert [image for image in images if image.rpartition(":")[2] in ("", "latest") or ":" not in image] == []
+
+
+def test_tiny_models_need_no_weights_from_elsewhere() -> None:
+    """What the overlay dev relies on: the engine's image brings them along."""
+    assert [row.name for row in CATALOG.values() if not row.hub]
