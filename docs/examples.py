@@ -53,6 +53,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             CATALOG["wan2.2-t2v-a14b"], num_nodes=1, num_processes=8, width=1280, height=720, num_frames=81
         ).to_json(),
     },
+    "waiting": {
+        "attempt": 1,
+        "reason": "unschedulable",
+        "message": "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.",
+    },
     "started": {"attempt": 1, "world_size": 8},
     "progress": {
         "attempt": 1,

@@ -84,8 +84,8 @@ class Dead:
     why: str
 
 
-def judge(answer: Answer, *, tries: int, max_tries: int) -> Accepted | Paused | Waits | Dead:
-    """What becomes of a letter after this answer to its `tries`-th delivery."""
+def judge(answer: Answer, *, tries: int, max_tries: int, is_patient: bool = False) -> Accepted | Paused | Waits | Dead:
+    """What becomes of a letter after this answer to its `tries`-th delivery; `is_patient` is its consumer's."""
     if 200 <= answer.status < 300:
         return Accepted()
     asked_s = retry_after_s(answer.retry_after, max_s=_WAIT_MAX_S)
@@ -94,7 +94,8 @@ def judge(answer: Answer, *, tries: int, max_tries: int) -> Accepted | Paused | 
     what = f"HTTP {answer.status}: {answer.text}" if answer.status else f"no answer: {answer.text}"
     if 0 < answer.status < 500 and answer.status not in _MAY_WORK_LATER:
         return Dead(why=one_line(what))
-    if tries >= max_tries:
+    is_told_when = is_patient and answer.status == 503 and asked_s is not None
+    if tries >= max_tries and not is_told_when:
         return Dead(why=one_line(f"{tries} tries, the last one: {what}"))
     return Waits(after_s=backoff_s(tries) if asked_s is None else asked_s)
 

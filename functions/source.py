@@ -170,7 +170,7 @@ class Source:
     async def _deliver(self, turn: Turn) -> None:
         consumer, message, tries = turn.letter.consumer, turn.letter.message, turn.letter.tries
         answer = await self._post(turn.letter.event)
-        outcome = delivery.judge(answer, tries=tries, max_tries=consumer.tries)
+        outcome = delivery.judge(answer, tries=tries, max_tries=consumer.tries, is_patient=consumer.is_patient)
         if isinstance(outcome, Paused):
             self._log(consumer, message, f"paused {answer.brief} after_s={outcome.after_s:.2f}")
             await self._pause(turn, outcome)

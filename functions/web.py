@@ -27,6 +27,7 @@ _PROBLEMS: dict[type[errors.CineventError], tuple[int, str, str]] = {
     errors.Invalid: (422, "validation_failed", "The request breaks a rule"),
     errors.NotFound: (404, "not_found", "There is no such thing"),
     errors.Conflict: (409, "conflict", "Something else came first"),
+    errors.TenantAtCapacity: (503, "tenant_at_capacity", "All places of this tenant are taken"),
     errors.AtCapacity: (429, "at_capacity", "All places are taken"),
     errors.Unavailable: (503, "unavailable", "A service behind this one does not answer"),
 }

@@ -1,16 +1,22 @@
-"""The golden files of the wire: one per event type, with its headers and body in NATS form and in HTTP binary form.
+"""The golden files: one per event type, with its headers and body in NATS form and in HTTP binary form; the manifests
+of runs in a cluster; and what is read of the objects of a run there.
 
-`python -m tests.golden_write` writes them (`make golden`); tests/contract/test_wire.py compares. What stands in them is
-read by other programs: change them in a commit of its own, and only when the wire is to change.
+`python -m tests.golden_write` writes them (`make golden`); tests/contract/test_wire.py and tests/unit compare. What
+stands in those of events is read by other programs: change them in a commit of its own, and only when the wire is to
+change.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from engine.contract.codec import encode_binary, encode_nats
 from engine.contract.events import EVENTS, REQUEST_TYPE, Event
-from tests.make import AT, a_body, an_event, an_input
+from functions.dispatch.launchers.classify import classify
+from functions.dispatch.launchers.cluster import KINDS
+from tests.make import AT, a_body, an_event, an_input, an_order
+from tests.runs import CASES
 
 FOLDER = Path(__file__).parent / "golden"
 FORMS = {"nats": encode_nats, "http": encode_binary}
@@ -39,6 +45,26 @@ def golden_files() -> Iterator[tuple[Path, str]]:
         yield FOLDER / f"event.{name}.json", json.dumps(texts, indent=2) + "\n"
 
 
+def golden_runs() -> Iterator[tuple[Path, str]]:
+    """Every golden file of the launchers in a cluster."""
+    for name, kind in KINDS.items():
+        manifests = {str(order.plan.num_nodes): kind.manifest(order) for order in (an_order(1), an_order(2))}
+        yield FOLDER / f"manifest.{name}.json", _json(manifests)
+    rows = {
+        name: {
+            "objects": asdict(case.evidence),
+            "after_s": case.after_s,
+            "observation": asdict(classify(case.evidence, now=case.now)),
+        }
+        for name, case in CASES.items()
+    }
+    yield FOLDER / "runs.json", _json(rows)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, default=str) + "\n"
+
+
 if __name__ == "__main__":
-    for path, text in golden_files():
+    for path, text in (*golden_files(), *golden_runs()):
         path.write_text(text)

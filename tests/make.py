@@ -11,6 +11,7 @@ from engine.contract.models import CATALOG
 from engine.contract.plan import Plan
 from engine.contract.request import Request, parse
 from engine.pace import PARTS, Pace, Work
+from functions.dispatch.launchers.pod import Order
 
 JOB = "j" + "abc23" * 5
 TENANT = "default"
@@ -120,11 +121,27 @@ def a_job(*names: str, **over: Any) -> Job:
     return replace(job, **over)
 
 
+def an_order(num_nodes: int = 2, **over: Any) -> Order:
+    """What is to be started in a cluster: two processes per node."""
+    plan = a_plan(num_nodes=num_nodes, ring=num_nodes)
+    parts: dict[str, Any] = {
+        "job": a_job(),
+        "attempt": 1,
+        "plan": plan,
+        "deadline_s": 3600,
+        "environ": {"CINEVENT_NATS_URL": "nats://nats:4222"},
+        "overlay": {},
+        "image": "registry.example/engine:1.0",
+    }
+    return Order(**{**parts, **over})
+
+
 def _data(name: str) -> dict[str, Any]:
     error = {"code": "engine_crashed", "message": "the run ended without a word"}
     data: dict[str, dict[str, Any]] = {
         "requested": {"request": a_request().to_json()},
         "launched": {"attempt": 1, "launcher": "local", "run": f"{JOB}-a1", "plan": a_plan().to_json()},
+        "waiting": {"attempt": 1, "reason": "unschedulable", "message": "0/4 nodes are available"},
         "started": {"attempt": 1, "world_size": 2},
         "progress": {
             "attempt": 1,

@@ -18,8 +18,9 @@ _LOG = logging.getLogger(__name__)
 _NAME_IN_USE = 10058
 # A message in hand is heartbeated every third of this; a source that died gives its messages back after it.
 ACK_WAIT_S = 30.0
-# More than the slots: a message that waits for its next try (nak with a delay) still counts as pending.
-MAX_ACK_PENDING = 1000
+# More than the slots: a message that waits for its next try (nak with a delay) still counts as pending, and jobs of a
+# tenant at its limit must not keep those of others from being delivered.
+MAX_ACK_PENDING = 20_000
 
 
 async def connect(

@@ -7,6 +7,7 @@
       Conflict           the log refused a conditional write: somebody was first
       Unavailable        a service we need does not answer; carries retry_after_s
       AtCapacity         no free place to run a job now; carries retry_after_s
+        TenantAtCapacity no free place for this tenant's jobs
       JobFailed          this job cannot be done; carries a stable code, and whether another attempt may help
 
 A foreign exception is translated once, in the adapter that met it, `from` the original.
@@ -62,6 +63,10 @@ class AtCapacity(_Later):
     """All places to run a job are taken; ask again after `retry_after_s`."""
 
 
+class TenantAtCapacity(AtCapacity):
+    """All places of one tenant are taken; other tenants' jobs may have one."""
+
+
 JOB_ERRORS: dict[str, str] = {
     "model_load_failed": "The model's weights are missing or damaged; whoever runs Cinevent must put them right. Not"
     " tried again.",
@@ -75,6 +80,23 @@ JOB_ERRORS: dict[str, str] = {
     "drained": "The run was told to end, as when its machine is needed for something else or goes away; it finished its"
     " step and left a checkpoint; it does not count among max_attempts. Tried again.",
     "stalled": "The run reached no new stage or step for CINEVENT_STALL_S seconds and was ended. Tried again.",
+    "image_unavailable": "The engine's image could not be pulled for ten minutes; whoever runs Cinevent must correct"
+    " its name or the access to its registry. Tried again.",
+    "unschedulable": "No node, or no quota of Kueue's queue, had room for the run in a day; add GPUs, or correct what"
+    " restricts it to certain nodes. Not tried again.",
+    "quota_exceeded": "The namespace's ResourceQuota let the run have no pods for a day; raise it. Not tried again.",
+    "queue_deactivated": "Kueue gave the run up, or somebody deactivated its workload; the message says why. Not tried"
+    " again.",
+    "run_misconfigured": "A pod of the run cannot start as it is described: a Secret, a ConfigMap, a volume or the"
+    " command is not there; the message names it. Not tried again.",
+    "run_stuck": "The run was accepted by the cluster and its pods did not come up in half an hour; look whether the"
+    " training-operator runs, and at the events of the run and its pods. Tried again.",
+    "launch_refused": "The cluster refused the run, by a rule of its own or because the overlay makes it invalid; the"
+    " message has its words. Not tried again.",
+    "run_lost": "The run is gone, and dispatch did not delete it. Tried again.",
+    "evicted": "A pod of the run was taken away: its node was drained, or something more important needed it. Tried"
+    " again.",
+    "node_lost": "A node of the run does not answer any more. Tried again.",
     "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"
     " less. Not tried again.",
 }

@@ -50,6 +50,7 @@ class EventKind:
 EVENTS: dict[str, EventKind] = {
     "requested": EventKind(suffix="requested.<priority>", speaker="submit", promise="the job was accepted"),
     "launched": EventKind(suffix="launched", speaker="dispatch", promise="a run of this attempt was started"),
+    "waiting": EventKind(suffix="waiting", speaker="dispatch", promise="the run is there and cannot start yet"),
     "started": EventKind(suffix="started", speaker="engine", promise="all ranks of the run are up"),
     "progress": EventKind(suffix="progress", speaker="engine", promise="the run reached this stage and step"),
     "drained": EventKind(

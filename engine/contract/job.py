@@ -42,6 +42,7 @@ _DONE = {"completed": State.COMPLETED, "failed": State.FAILED, "cancelled": Stat
 TRANSITIONS: dict[State, dict[str, State]] = {
     State.PENDING: {
         "launched": State.PENDING,
+        "waiting": State.PENDING,
         "started": State.PROCESSING,
         "drained": State.PENDING,
         "retrying": State.PENDING,
@@ -79,6 +80,8 @@ class Job:
     """0 before the first launch."""
     drained: Mapping[str, Any]
     """Data of the last `drained` event, of this or an earlier attempt; empty before it."""
+    waiting: Mapping[str, Any]
+    """Data of the last `waiting` event; empty when the run does not wait."""
     cancel_requested: bool
     created_at: datetime
     started_at: datetime | None
@@ -163,6 +166,7 @@ def _accepted(sequence: int, event: Event) -> Job:
         stage="queued",
         attempt=0,
         drained={},
+        waiting={},
         cancel_requested=False,
         created_at=event.time,
         started_at=None,
@@ -191,8 +195,11 @@ def _apply(job: Job, sequence: int, event: Event) -> Job:
         job = replace(job, drained=event.data)
     if event.name == "cancel":
         return replace(job, cancel_requested=True, stage="cancelling")
+    if event.name == "waiting":
+        stage = f"waiting: {event.data['reason']}: {event.data['message']}"
+        return replace(job, waiting=event.data, stage=_cancelling(job) or stage)
     started_at = event.time if event.name == "started" else job.started_at
-    return replace(job, started_at=started_at, stage=_cancelling(job) or _STAGES[event.name])
+    return replace(job, started_at=started_at, waiting={}, stage=_cancelling(job) or _STAGES[event.name])
 
 
 def _cancelling(job: Job) -> str:

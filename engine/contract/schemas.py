@@ -19,6 +19,9 @@ from engine.contract.rules import schema_problems
 STAGES = ("loading", "encoding_text", "denoising", "decoding", "encoding_video", "storing")
 """What a run does, in this order; the words of a progress event's `stage`."""
 
+WAITING = ("starting", "queued", "unschedulable", "quota", "image", "config", "no_pods")
+"""Why a run is not up yet; the words of a waiting event's `reason`."""
+
 _ATTEMPT = {"type": "integer", "minimum": 1, "description": "counts from 1"}
 _LAST_ATTEMPT = {"type": "integer", "minimum": 0, "description": "0 if no run was ever started"}
 _SECONDS = {"type": "number", "minimum": 0}
@@ -77,6 +80,11 @@ _DATA: dict[str, dict[str, Any]] = {
         "launcher": {"type": "string", "description": "what started it"},
         "run": {"type": "string", "description": "its name where it runs"},
         "plan": _PLAN,
+    },
+    "waiting": {
+        "attempt": _ATTEMPT,
+        "reason": {"enum": list(WAITING), "description": "what it waits for"},
+        "message": {"type": "string", "description": "the cluster's own words, for people"},
     },
     "started": {
         "attempt": _ATTEMPT,

@@ -29,6 +29,7 @@ STREAMS = (
         subjects=(
             "cinevent.*.*.requested.*",
             "cinevent.*.*.launched",
+            "cinevent.*.*.waiting",
             "cinevent.*.*.started",
             "cinevent.*.*.drained",
             "cinevent.*.*.retrying",
@@ -59,20 +60,40 @@ class Consumer:
     """Most messages in hand at once; for consumers of one source also their weight."""
     tries: int
     """Deliveries before a message becomes a dead letter; a 429 is not one."""
+    is_patient: bool = False
+    """A 503 that says when to come again ends nothing either: the function knows how long the message may wait."""
 
 
 CONSUMERS: dict[str, Consumer] = {
     consumer.name: consumer
     for consumer in (
         # 6:3:1: a low job waits behind at most nine others, never for ever.
-        Consumer(name="dispatch-high", stream="CINEVENT_JOBS", filter="cinevent.*.*.requested.high", slots=6, tries=20),
-        Consumer(
-            name="dispatch-normal", stream="CINEVENT_JOBS", filter="cinevent.*.*.requested.normal", slots=3, tries=20
+        *(
+            Consumer(
+                name=f"dispatch-{priority}",
+                stream="CINEVENT_JOBS",
+                filter=f"cinevent.*.*.requested.{priority}",
+                slots=slots,
+                tries=20,
+                is_patient=True,
+            )
+            for priority, slots in (("high", 6), ("normal", 3), ("low", 1))
         ),
-        Consumer(name="dispatch-low", stream="CINEVENT_JOBS", filter="cinevent.*.*.requested.low", slots=1, tries=20),
-        Consumer(name="dispatch-cancel", stream="CINEVENT_JOBS", filter="cinevent.*.*.cancel", slots=4, tries=20),
         Consumer(
-            name="dispatch-alarms", stream="CINEVENT_ALARMS", filter="cinevent.alarms.due.*.*.*", slots=4, tries=20
+            name="dispatch-cancel",
+            stream="CINEVENT_JOBS",
+            filter="cinevent.*.*.cancel",
+            slots=4,
+            tries=20,
+            is_patient=True,
+        ),
+        Consumer(
+            name="dispatch-alarms",
+            stream="CINEVENT_ALARMS",
+            filter="cinevent.alarms.due.*.*.*",
+            slots=4,
+            tries=20,
+            is_patient=True,
         ),
         # 24 tries with the source's waits span one to two hours: a receiver may be down that long.
         Consumer(name="notify-done", stream="CINEVENT_JOBS", filter="cinevent.*.*.done.*", slots=16, tries=24),

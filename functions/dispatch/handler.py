@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from engine.contract.job import Job
-from functions.dispatch.launcher import Failure, Observation, Phase
+from functions.dispatch.launcher import Failure, Observation, Phase, Waiting
 
 # The engine says it is done before it has closed everything; only a run that stays is ended by force.
 _EXIT_S = 10.0
@@ -27,7 +27,7 @@ class Act(StrEnum):
     """Look again at the next alarm."""
     LAUNCH = "launch"
     STOP = "stop"
-    """End a run that nobody needs."""
+    """End a run that nobody needs, or put it out of sight if it is over."""
     CANCEL = "cancel"
     """End the run, then say the job is cancelled."""
     RECOVER = "recover"
@@ -43,28 +43,26 @@ class Decision:
     act: Act
     attempt: int = 0
     failure: Failure | None = None
+    waiting: Waiting | None = None
 
 
 def decide(job: Job, run: Observation, *, now: datetime, stall_s: float) -> Decision:
     """What to do about `job`, whose current attempt's run is as observed."""
-    is_running = run.phase is Phase.RUNNING
     if job.state.is_final:
-        assert job.finished_at is not None
-        left = timedelta(seconds=_EXIT_S) - (now - job.finished_at)
-        return Decision(act=(Act.WAIT if left > timedelta(0) else Act.STOP) if is_running else Act.NOTHING)
+        return _after_the_end(job, run, now)
     if job.cancel_requested:
         return Decision(act=Act.CANCEL)
     if now - job.created_at > timedelta(seconds=job.request.deadline_s):
-        message = (
-            f"the job was not done {job.request.deadline_s} s after it was accepted; its deadline_s says no longer"
-        )
-        failure = Failure(code="deadline_exceeded", message=message, retryable=False)
-        return Decision(act=Act.FAIL, failure=failure)
-    if job.attempt == 0 or run.phase is Phase.ABSENT:
+        return Decision(act=Act.FAIL, failure=_too_late(job, run))
+    # Nothing was started of an attempt that was only announced.
+    is_to_start = job.attempt == 0 or run.phase is Phase.PUT_ASIDE
+    if is_to_start or (run.phase is Phase.ABSENT and job.stage == "retrying"):
         return Decision(act=Act.LAUNCH, attempt=max(1, job.attempt))
-    if is_running:
-        return after_failure(job, _stall(stall_s)) if _is_stalled(job, run, now, stall_s) else Decision(act=Act.WAIT)
-    return Decision(act=Act.RECOVER, failure=_drained() if job.stage == "drained" else run.failure or _silent())
+    if run.phase in (Phase.RUNNING, Phase.WAITING):
+        failure = _stall(job, run, now, stall_s) or _waited_for(run, now)
+        return after_failure(job, failure) if failure else Decision(act=Act.WAIT, waiting=run.waiting)
+    failure = _lost() if run.phase is Phase.ABSENT else run.failure or _silent()
+    return Decision(act=Act.RECOVER, failure=_drained() if job.stage == "drained" else failure)
 
 
 def after_failure(job: Job, failure: Failure) -> Decision:
@@ -74,9 +72,28 @@ def after_failure(job: Job, failure: Failure) -> Decision:
     return Decision(act=Act.FAIL, failure=failure)
 
 
-def _is_stalled(job: Job, run: Observation, now: datetime, stall_s: float) -> bool:
+def _after_the_end(job: Job, run: Observation, now: datetime) -> Decision:
+    if run.phase is Phase.ABSENT:
+        return Decision(act=Act.NOTHING)
+    assert job.finished_at is not None
+    left = timedelta(seconds=_EXIT_S) - (now - job.finished_at)
+    return Decision(act=Act.WAIT if run.phase is Phase.RUNNING and left > timedelta(0) else Act.STOP)
+
+
+def _stall(job: Job, run: Observation, now: datetime, stall_s: float) -> Failure | None:
+    if run.phase is not Phase.RUNNING:
+        return None
     signs = [at for at in (run.launched_at, job.started_at, job.progress_at) if at is not None]
-    return bool(signs) and now - max(signs) > timedelta(seconds=_patience_s(job, stall_s))
+    if not signs or now - max(signs) <= timedelta(seconds=_patience_s(job, stall_s)):
+        return None
+    return Failure(code="stalled", message=f"the run showed no new stage or step for {stall_s:g} s and was ended")
+
+
+def _waited_for(run: Observation, now: datetime) -> Failure | None:
+    """What a run has become that did not come up in time."""
+    why = run.waiting
+    is_over = why is not None and now - why.since > timedelta(seconds=why.patience_s)
+    return why.failure if why is not None and is_over else None
 
 
 def _patience_s(job: Job, stall_s: float) -> float:
@@ -87,8 +104,15 @@ def _patience_s(job: Job, stall_s: float) -> float:
     return min(stall_s, max(_STEP_PATIENCE_S, _STEPS_OF_PATIENCE * float(seconds_per_step)))
 
 
-def _stall(stall_s: float) -> Failure:
-    return Failure(code="stalled", message=f"the run showed no new stage or step for {stall_s:g} s and was ended")
+def _too_late(job: Job, run: Observation) -> Failure:
+    message = f"the job was not done {job.request.deadline_s} s after it was accepted; its deadline_s says no longer"
+    if run.waiting:
+        message += f"; at last its run waited ({run.waiting.reason}): {run.waiting.message}"
+    return Failure(code="deadline_exceeded", message=message, retryable=False)
+
+
+def _lost() -> Failure:
+    return Failure(code="run_lost", message="the run is gone: something other than dispatch deleted it")
 
 
 def _drained() -> Failure:

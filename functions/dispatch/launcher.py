@@ -18,10 +18,19 @@ class Phase(StrEnum):
     """Where a run is."""
 
     ABSENT = "absent"
-    """Never started, or put aside so that it may be started again under the same name."""
+    """There is none of this name."""
+    PUT_ASIDE = "put_aside"
+    """Ended so that it may be started again under the same name."""
+    WAITING = "waiting"
+    """It is there, and its processes are not up yet."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended by itself."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,28 +49,62 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """Why a run is not up yet."""
+
+    reason: str
+    """One of engine.contract.schemas.WAITING."""
+    message: str
+    since: datetime
+    patience_s: float
+    """How long after `since` it is given up as `failure`."""
+    failure: Failure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """A run as its launcher sees it now."""
 
     phase: Phase
     launched_at: datetime | None = None
+    """When its processes began; None before."""
     failure: Failure | None = None
     """Set when the phase is FAILED."""
+    waiting: Waiting | None = None
+    """Set when the phase is WAITING."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActiveRun:
+    """A run that holds a place, or waits for one in the cluster's own queue."""
+
+    name: str
+    tenant: str
+    num_gpus: int
+    is_queued: bool = False
+    """It waits in Kueue."""
 
 
 class Launcher(Protocol):
-    """One way to start the engine; the promises are in tests/contract/test_launcher.py."""
+    """One way to start the engine; the promises are in tests/e2e/test_launcher.py and tests/kube/test_launcher.py."""
 
     name: str
 
     def launch(self, job: Job, *, attempt: int, plan: Plan, environ: Mapping[str, str]) -> None:
-        """Start the run of this attempt; one that exists already is success. Raises Unavailable."""
+        """Start the run of this attempt; one that exists already is success.
 
-    def observe(self, run: str) -> Observation:
-        """Where the run is. Raises Unavailable."""
+        Raises Unavailable when it may work later, AtCapacity when there is no room for one more, and JobFailed when no
+        time will help.
+        """
+
+    def observe(self, run: str, *, is_hint: bool = False) -> Observation:
+        """Where the run is; what is known may be a few seconds old, after a hint it is not. Raises Unavailable."""
 
     def cancel(self, run: str) -> None:
-        """End the run; it is not RUNNING afterwards. One that has ended, or never was, is success."""
+        """End the run: it is neither RUNNING nor WAITING afterwards. One that is over, or never was, is success.
 
-    def active(self) -> list[str]:
-        """The names of all runs that are RUNNING."""
+        Nobody needs it any more: it is not among the active ones from now on. Raises Unavailable.
+        """
+
+    def active(self) -> list[ActiveRun]:
+        """All runs that are RUNNING or WAITING; what is known may be a second old. Raises Unavailable."""

@@ -5,25 +5,24 @@ before the act that it announces, and the caller's message is acknowledged only 
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from engine.contract.artifact import completed_data
-from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
+from engine.contract.errors import AtCapacity, Conflict, Invalid, JobFailed, NotFound
 from engine.contract.events import job_event, rivals
 from engine.contract.job import Job, artifact_key, checkpoint_folder, run_name
 from engine.contract.plan import Plan, choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
 from functions.dispatch.handler import Act, Decision, after_failure, decide
-from functions.dispatch.launcher import Failure, Launcher, Phase
+from functions.dispatch.hint import Hint
+from functions.dispatch.launcher import ActiveRun, Failure, Launcher, Observation, Phase
+from functions.dispatch.places import Places
 
 _LOG = logging.getLogger(__name__)
-# A waiting request asks again this often; it costs one small HTTP call.
-_RETRY_AFTER_S = 1.0
 
 
 class Reconciler:
@@ -33,8 +32,7 @@ class Reconciler:
         self._deps = deps
         self._launcher = launcher
         self._environ = {**environ, **deps.settings.environ()}
-        # Counting the runs and starting one more must not be interleaved with another request's.
-        self._places = threading.Lock()
+        self._places = Places(deps.settings)
         self._acts: dict[Act, Callable[[Job, Decision], None]] = {
             Act.NOTHING: self._nothing,
             Act.WAIT: self._wait,
@@ -46,15 +44,16 @@ class Reconciler:
             Act.FAIL: self._fail,
         }
 
-    def look(self, tenant: str, job_id: str, *, is_queued: bool) -> None:
+    def look(self, tenant: str, job_id: str, *, is_queued: bool = False, is_hint: bool = False) -> None:
         """Do what is to be done about this job now. Raises AtCapacity, NotFound, Unavailable.
 
         `is_queued`: the caller holds the job's request and comes again, so that a first launch may be refused. Whoever
         else finds no place leaves an alarm: an alarm that had to wait would hold up those of the jobs that run.
+        `is_hint`: something changed just now.
         """
         job = self._deps.history.get(tenant, job_id)
-        run = self._launcher.observe(run_name(job.id, job.attempt))
-        if run.phase in (Phase.SUCCEEDED, Phase.FAILED):
+        run = self._observe(job, is_hint=is_hint)
+        if run.phase.is_over:
             # Its last words came before its end, but perhaps after the read above.
             job = self._deps.history.get(tenant, job_id)
         decision = decide(job, run, now=datetime.now(UTC), stall_s=self._deps.settings.stall_s)
@@ -64,6 +63,36 @@ class Reconciler:
             if is_queued and job.attempt == 0:
                 raise
             self._set_alarm(job)
+        self._stop_others(job)
+
+    def take(self, hint: Hint) -> None:
+        """Look at the job that a hint is about; a run whose job the log does not know is ended. Raises Unavailable."""
+        tenant = hint.tenant or self._tenant_of(hint.run)
+        if not tenant:
+            return
+        try:
+            self.look(tenant, hint.job, is_hint=True)
+        except NotFound:
+            # By the run's own label: an event may say anything.
+            if self._tenant_of(hint.run) == tenant:
+                _LOG.warning("job=%s is unknown; run=%s is ended", hint.job, hint.run)
+                self._launcher.cancel(hint.run)
+
+    def _tenant_of(self, run: str) -> str:
+        return next((active.tenant for active in self._launcher.active() if active.name == run), "")
+
+    def _observe(self, job: Job, *, is_hint: bool) -> Observation:
+        if job.attempt == 0:
+            return Observation(phase=Phase.ABSENT)
+        return self._launcher.observe(run_name(job.id, job.attempt), is_hint=is_hint)
+
+    def _stop_others(self, job: Job) -> None:
+        """End runs of older attempts: a dispatch that died between two acts may have left one."""
+        older = {run_name(job.id, attempt) for attempt in range(1, job.attempt)}
+        if older:
+            for name in older & {run.name for run in self._launcher.active()}:
+                _LOG.warning("job=%s run=%s is of an older attempt and is ended", job.id, name)
+                self._launcher.cancel(name)
 
     def _act(self, job: Job, decision: Decision) -> None:
         _LOG.info("job=%s attempt=%d act=%s", job.id, job.attempt, decision.act)
@@ -72,26 +101,30 @@ class Reconciler:
     def _nothing(self, _job: Job, _decision: Decision) -> None:
         pass
 
-    def _wait(self, job: Job, _decision: Decision) -> None:
+    def _wait(self, job: Job, decision: Decision) -> None:
         self._set_alarm(job)
+        why = decision.waiting
+        # Once per reason: the words change with every node that comes or goes.
+        if why and job.waiting.get("reason") != why.reason:
+            data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
+            self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
 
     def _launch(self, job: Job, decision: Decision) -> None:
         attempt = decision.attempt
-        settings = self._deps.settings
         try:
             plan = self._plan(job)
         except Invalid as error:
             failure = Failure(code="plan_invalid", message=str(error), retryable=False)
             return self._act(job, Decision(act=Act.FAIL, failure=failure))
-        run = run_name(job.id, attempt)
-        with self._places:
-            others = [name for name in self._launcher.active() if name != run]
-            if len(others) >= settings.max_runs:
-                message = f"{settings.max_runs} runs are active, which is the limit"
-                raise AtCapacity(message, retry_after_s=_RETRY_AFTER_S)
-            self._set_alarm(job)
-            self._launcher.launch(job, attempt=attempt, plan=plan, environ=self._environ)
-        data = {"attempt": attempt, "launcher": self._launcher.name, "run": run, "plan": plan.to_json()}
+        run = ActiveRun(name=run_name(job.id, attempt), tenant=job.tenant, num_gpus=plan.world_size)
+        try:
+            with self._places.take(job, run, active=self._launcher.active):
+                self._set_alarm(job)
+                self._launcher.launch(job, attempt=attempt, plan=plan, environ=self._environ)
+        except JobFailed as error:
+            failure = Failure(code=error.code, message=error.message, retryable=error.retryable)
+            return self._act(job, after_failure(job, failure))
+        data = {"attempt": attempt, "launcher": self._launcher.name, "run": run.name, "plan": plan.to_json()}
         return self._say("launched", job, data, key=f"a{attempt}")
 
     def _plan(self, job: Job) -> Plan:

@@ -80,7 +80,7 @@ def test_a_request_is_launched_once_however_often_it_is_delivered(
         assert dispatch.tell(an_event("requested")) == 204
     wait_until(count.exists)
 
-    assert (count.read_text(), dispatch.launcher.active()) == ("x\n", [run_name(JOB, 1)])
+    assert (count.read_text(), [run.name for run in dispatch.launcher.active()]) == ("x\n", [run_name(JOB, 1)])
     assert dispatch.deps.history.get(TENANT, JOB).stage == "launching"
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.contract.job import run_name
-from functions.dispatch.launcher import Phase
+from functions.dispatch.launcher import ActiveRun, Phase
 from functions.dispatch.launchers.local import LocalLauncher, manifest
-from tests.make import JOB, PROMPT, a_job, a_plan
+from tests.make import JOB, PROMPT, TENANT, a_job, a_plan
 from tests.servers import wait_until
 
 RUN = run_name(JOB, 1)
@@ -63,14 +63,14 @@ def test_launching_an_attempt_again_starts_nothing(runs: Path, tmp_path: Path) -
 
     launched(runs, f"echo twice >> {count}; sleep 60")
 
-    assert launcher.active() == [RUN]
+    assert launcher.active() == [ActiveRun(name=RUN, tenant=TENANT, num_gpus=2)]
     assert count.read_text() == "once\n"
 
 
 def test_another_launcher_finds_the_run(runs: Path) -> None:
     launched(runs, "sleep 60")
 
-    assert LocalLauncher(runs).active() == [RUN]
+    assert [run.name for run in LocalLauncher(runs).active()] == [RUN]
 
 
 def test_cancel_ends_the_run_and_all_its_children(runs: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_has_failed_without_an_exit_code(runs: Path) -> No
 def test_a_run_that_was_put_aside_can_be_launched_again_under_its_name(runs: Path) -> None:
     launcher = launched(runs, "sleep 60")
     launcher.stop_all()
-    assert phase(launcher) is Phase.ABSENT
+    assert phase(launcher) is Phase.PUT_ASIDE
 
     launched(runs, "sleep 60")
 

@@ -70,6 +70,15 @@ def test_the_last_try_decides_over_waiting_but_not_over_a_pause() -> None:
     assert judge(Answer(status=429), tries=3, max_tries=3) == Paused(after_s=1.0)
 
 
+def test_a_patient_consumer_waits_as_long_as_it_is_told_when_to_come_again() -> None:
+    told = Answer(status=503, retry_after="30")
+
+    assert judge(told, tries=9, max_tries=3, is_patient=True) == Waits(after_s=30.0)
+    assert isinstance(judge(told, tries=9, max_tries=3), Dead)
+    assert isinstance(judge(Answer(status=503), tries=9, max_tries=3, is_patient=True), Dead)
+    assert isinstance(judge(Answer(status=500, retry_after="30"), tries=9, max_tries=3, is_patient=True), Dead)
+
+
 @pytest.mark.parametrize(("given_s", "pause_s"), [("7", 7.0), ("600", 60.0), ("0", 0.1), ("soon", 1.0)])
 def test_a_pause_is_as_long_as_asked_within_bounds(given_s: str, pause_s: float) -> None:
     assert judge(Answer(status=429, retry_after=given_s), tries=1, max_tries=2) == Paused(after_s=pause_s)

@@ -7,12 +7,22 @@ import pytest
 
 from engine.contract.job import Job
 from functions.dispatch.handler import Act, Decision, after_failure, decide
-from functions.dispatch.launcher import Failure, Observation, Phase
+from functions.dispatch.launcher import Failure, Observation, Phase, Waiting
 from tests.make import AT, a_job, a_request
 
 STALL_S = 60.0
 CRASH = Failure(code="engine_crashed", message="exit 1")
 ABSENT = Observation(phase=Phase.ABSENT)
+PUT_ASIDE = Observation(phase=Phase.PUT_ASIDE)
+PATIENCE_S = 600.0
+NO_ROOM = Waiting(
+    reason="unschedulable",
+    message="0/4 nodes are available",
+    since=AT,
+    patience_s=PATIENCE_S,
+    failure=Failure(code="unschedulable", message="the run never started", retryable=False),
+)
+WAITING = Observation(phase=Phase.WAITING, waiting=NO_ROOM)
 RUNNING = Observation(phase=Phase.RUNNING, launched_at=AT)
 SUCCEEDED = Observation(phase=Phase.SUCCEEDED, launched_at=AT)
 FAILED = Observation(phase=Phase.FAILED, launched_at=AT, failure=CRASH)
@@ -36,16 +46,25 @@ def decision(job: Job, run: Observation, *, now: datetime = AT) -> Decision:
         (("launched", "started", "progress"), RUNNING, STALL_S + 1, Act.RETRY),
         (("launched", "started"), FAILED, 1, Act.RECOVER),
         (("launched", "started"), SUCCEEDED, 1, Act.RECOVER),
-        (("launched", "started"), ABSENT, 1, Act.LAUNCH),
+        (("launched", "started"), PUT_ASIDE, 1, Act.LAUNCH),
+        (("launched", "started"), ABSENT, 1, Act.RECOVER),
         (("launched", "started", "retrying"), ABSENT, 1, Act.LAUNCH),
+        (("launched",), WAITING, 1, Act.WAIT),
+        (("launched", "waiting"), WAITING, PATIENCE_S - 1, Act.WAIT),
+        (("launched", "waiting"), WAITING, PATIENCE_S + 1, Act.FAIL),
+        (("launched", "waiting"), RUNNING, 1, Act.WAIT),
+        (("launched", "waiting"), ABSENT, 1, Act.RECOVER),
         (("launched", "started", "drained"), RUNNING, 1, Act.WAIT),
         (("launched", "started", "drained"), FAILED, 1, Act.RECOVER),
-        (("launched", "started", "drained"), ABSENT, 1, Act.LAUNCH),
+        (("launched", "started", "drained"), PUT_ASIDE, 1, Act.LAUNCH),
+        (("launched", "started", "drained"), ABSENT, 1, Act.RECOVER),
         (("cancel",), ABSENT, 1, Act.CANCEL),
         (("launched", "started", "cancel"), RUNNING, 1, Act.CANCEL),
         (("launched", "started", "completed"), RUNNING, 1, Act.WAIT),
         (("launched", "started", "completed"), RUNNING, 60, Act.STOP),
-        (("launched", "started", "completed"), SUCCEEDED, 1, Act.NOTHING),
+        (("launched", "started", "completed"), SUCCEEDED, 1, Act.STOP),
+        (("launched", "started", "completed"), ABSENT, 1, Act.NOTHING),
+        (("launched", "waiting", "failed"), WAITING, 1, Act.STOP),
         (("cancelled",), ABSENT, 1, Act.NOTHING),
     ],
 )
@@ -63,6 +82,29 @@ def test_a_job_over_its_deadline_fails_wherever_it_is() -> None:
     assert late.act is Act.FAIL
     assert late.failure is not None
     assert late.failure.code == "deadline_exceeded"
+
+
+def test_a_job_that_waited_to_its_deadline_says_for_what() -> None:
+    job = replace(a_job("launched"), request=a_request(deadline_s=30))
+
+    late = decision(job, WAITING, now=AT + timedelta(seconds=31))
+
+    assert late.failure is not None
+    assert "(unschedulable): 0/4 nodes are available" in late.failure.message
+
+
+def test_the_time_a_run_waited_is_no_stall() -> None:
+    running = replace(RUNNING, launched_at=AT + timedelta(hours=2))
+
+    assert act(a_job("launched", "waiting"), running, after_s=7200 + STALL_S - 1) is Act.WAIT
+    assert act(a_job("launched", "waiting"), running, after_s=7200 + STALL_S + 1) is Act.RETRY
+
+
+def test_a_run_that_something_deleted_is_lost_and_the_next_attempt_follows() -> None:
+    gone = decision(a_job("launched", "started"), ABSENT)
+
+    assert (gone.act, gone.failure.code) == (Act.RECOVER, "run_lost")
+    assert after_failure(a_job("launched"), gone.failure).act is Act.RETRY
 
 
 def test_a_launch_is_of_the_current_attempt() -> None:

@@ -37,6 +37,7 @@ def run(attempt: int) -> list[Event]:
     return [an_event(name, attempt=attempt) for name in ("launched", "started", "progress")]
 
 
+WAITING = an_event("waiting")
 RETRY = an_event("retrying", attempt=2)
 
 
@@ -46,6 +47,12 @@ RETRY = an_event("retrying", attempt=2)
         ([], "PENDING", "queued", 0),
         (run(1)[:1], "PENDING", "launching", 1),
         (run(1)[:2], "PROCESSING", "starting", 1),
+        ([run(1)[0], WAITING], "PENDING", "waiting: unschedulable: 0/4 nodes are available", 1),
+        ([run(1)[0], WAITING, *run(1)[1:]], "PROCESSING", "denoising", 1),
+        ([*run(1)[:2], WAITING], "PROCESSING", "starting", 1),
+        ([run(1)[0], WAITING, RETRY, run(2)[0]], "PENDING", "launching", 2),
+        ([WAITING, RETRY, an_event("launched", attempt=2)], "PENDING", "launching", 2),
+        ([run(1)[0], an_event("cancel"), WAITING], "PENDING", "cancelling", 1),
         (run(1), "PROCESSING", "denoising", 1),
         ([*run(1), RETRY], "PENDING", "retrying", 2),
         ([*run(1), RETRY, *run(2)[:2]], "PROCESSING", "starting", 2),

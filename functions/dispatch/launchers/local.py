@@ -23,7 +23,7 @@ from pathlib import Path
 from engine.contract.errors import Unavailable
 from engine.contract.job import Job, run_name
 from engine.contract.plan import Plan
-from functions.dispatch.launcher import Failure, Observation, Phase
+from functions.dispatch.launcher import ActiveRun, Failure, Observation, Phase
 
 # The shell notes its process group, leaves the run in the background and ends: the run is nobody's child, so that it
 # outlives dispatch and needs nobody to reap it. The exit code comes last and whole.
@@ -97,15 +97,18 @@ class LocalLauncher:
             # mkdir is the compare-and-set: of two launches of one attempt, one makes the folder.
             with suppress(FileExistsError):
                 folder.mkdir()
+                (folder / "run.json").write_text(json.dumps({"tenant": job.tenant, "num_gpus": plan.world_size}))
                 _start(folder, manifest(job, attempt=attempt, plan=plan, environ=environ, command=self._command))
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"cannot start {folder.name}: {error}", retry_after_s=5) from error
 
-    def observe(self, run: str) -> Observation:
+    def observe(self, run: str, *, is_hint: bool = False) -> Observation:  # noqa: ARG002  # nothing here is old
         """Where the run is."""
         folder = self._root / run
-        if not folder.exists() or ((folder / "stopped").exists() and not _is_locked(folder)):
+        if not folder.exists():
             return Observation(phase=Phase.ABSENT)
+        if (folder / "stopped").exists() and not _is_locked(folder):
+            return Observation(phase=Phase.PUT_ASIDE)
         # The exit code is read after the lock: a run that ends between the two reads has written it.
         is_alive = _is_locked(folder)
         launched_at = folder.stat().st_ctime
@@ -123,17 +126,20 @@ class LocalLauncher:
         folder = self._root / run
         self._end(folder, patience_s=_CANCEL_S)
 
-    def active(self) -> list[str]:
-        """The names of all runs that are RUNNING."""
-        if not self._root.exists():
-            return []
-        return [f.name for f in self._root.iterdir() if f.is_dir() and self.observe(f.name).phase is Phase.RUNNING]
+    def active(self) -> list[ActiveRun]:
+        """All runs that are RUNNING."""
+        return [_active(self._root / name) for name in self._running()]
 
     def stop_all(self) -> None:
         """End every run so that it may be launched again under its name: the system goes down, not the jobs."""
-        for run in self.active():
+        for run in self._running():
             (self._root / run / "stopped").touch()
             self._end(self._root / run, patience_s=_DRAIN_S)
+
+    def _running(self) -> list[str]:
+        if not self._root.exists():
+            return []
+        return [f.name for f in self._root.iterdir() if f.is_dir() and self.observe(f.name).phase is Phase.RUNNING]
 
     def _end(self, folder: Path, *, patience_s: float) -> None:
         for sign, limit_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 2.0)):
@@ -166,6 +172,15 @@ def _start(folder: Path, command: Command) -> None:
             check=True,
             timeout=_START_S,
         )
+
+
+def _active(folder: Path) -> ActiveRun:
+    try:
+        known = json.loads((folder / "run.json").read_text())
+    except (FileNotFoundError, ValueError):
+        # Its launch was cut short right here; it begins all the same, and holds a place.
+        known = {"tenant": "", "num_gpus": 0}
+    return ActiveRun(name=folder.name, **known)
 
 
 def _is_locked(folder: Path) -> bool:
