@@ -25,6 +25,7 @@ OPTIONS = {
     "list": "--cursor --json --limit --nats --url",
     "video": "--json --nats --output --url",
     "plan": "--gpu-memory --gpus --json --nodes --num-frames --size",
+    "doctor": "--json --nats-monitor",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
     "dead redrive": "--json --nats --url",

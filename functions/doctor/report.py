@@ -1,0 +1,57 @@
+"""`cinevent doctor`: looks at an installation from where it runs, and says what is wrong and what mends it."""
+
+import argparse
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from engine.contract.errors import CineventError
+from engine.contract.settings import Settings
+from functions.doctor import cluster, parts
+from functions.doctor.finding import Finding, Verdict
+
+
+def add(commands: Any) -> None:
+    """Add the command to those of a parser."""
+    text = "check an installation, and say what mends it"
+    more = "exit code 1 if a part is wrong"
+    command = commands.add_parser("doctor", help=text, description=f"{text[0].upper()}{text[1:]}; {more}.")
+    command.set_defaults(command=_run)
+    command.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(_CHECKS)} (default: all)")
+    command.add_argument("--nats-monitor", default="", metavar="URL", help="of a NATS server's monitor, port 8222")
+    command.add_argument("--json", action="store_true", help="print JSON, one line per check")
+
+
+# In the order of a request's way.
+_CHECKS: dict[str, Callable[[Settings, str], Iterable[Finding]]] = {
+    "submit": lambda settings, _: [parts.submit(settings)],
+    "nats": lambda settings, _: parts.log(settings),
+    "sync": lambda _, monitor: [parts.sync(monitor)],
+    "store": lambda settings, _: [parts.store(settings)],
+    "weights": lambda settings, _: [parts.weights(settings)],
+    "webhooks": lambda settings, _: [parts.webhooks(settings)],
+    "cluster": lambda settings, _: cluster.examine(settings),
+}
+
+
+def examine(settings: Settings, names: Collection[str] = (), *, nats_monitor: str = "") -> Iterator[Finding]:
+    """The findings about these parts, or about all. Raises CineventError for a name that is none."""
+    if unknown := sorted(set(names) - set(_CHECKS)):
+        raise CineventError(f"there is no part {', '.join(unknown)} to check; allowed: {', '.join(_CHECKS)}")
+    for name, check in _CHECKS.items():
+        if not names or name in names:
+            yield from check(settings, nats_monitor)
+
+
+def _run(options: argparse.Namespace, settings: Settings) -> int:
+    is_wrong = False
+    for finding in examine(settings, options.parts, nats_monitor=options.nats_monitor):
+        is_wrong |= finding.verdict is Verdict.WRONG
+        print(json.dumps(asdict(finding)) if options.json else _text(finding), flush=True)
+    return int(is_wrong)
+
+
+def _text(finding: Finding) -> str:
+    line = f"{finding.verdict:<12} {finding.part:<12} {finding.text}"
+    return f"{line}\n{'':<26}fix: {finding.fix}" if finding.fix else line
