@@ -15,7 +15,7 @@ from tests.servers import NatsServer, Sink
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the developer's shell reaches a test."""
-    for name in [name for name in os.environ if name.startswith(("CINEVENT_", "K_", "AWS_"))]:
+    for name in [name for name in os.environ if name.startswith(("CINEVENT_", "K_", "AWS_", "KUBE"))]:
         monkeypatch.delenv(name)
 
 

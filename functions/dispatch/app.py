@@ -21,7 +21,7 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """The app with its clients from the environment; `app.extensions["deps"].close()` ends them."""
     log_to_stderr()
     settings = Settings.read(environ)
-    launcher = _launcher(settings)
+    launcher = _launcher(settings, environ)
     return make(open_deps(settings), launcher, environ=environ)
 
 
@@ -45,10 +45,10 @@ def make(deps: Deps, launcher: Launcher, *, environ: Mapping[str, str]) -> Flask
     return app
 
 
-def _launcher(settings: Settings) -> Launcher:
+def _launcher(settings: Settings, environ: Mapping[str, str]) -> Launcher:
     if settings.launcher == "local":
         return LocalLauncher(Path(settings.runs_dir), command=settings.engine_command)
     # Only now: kubernetes takes most of a second to import.
     from functions.dispatch.launchers.cluster import open_launcher
 
-    return open_launcher(settings)
+    return open_launcher(settings, environ)

@@ -108,3 +108,6 @@ class Launcher(Protocol):
 
     def active(self) -> list[ActiveRun]:
         """All runs that are RUNNING or WAITING; what is known may be a second old. Raises Unavailable."""
+
+    def tenant_of(self, run: str) -> str:
+        """Whose this run is, by its own mark; empty if there is none of this name. Raises Unavailable."""

@@ -67,19 +67,16 @@ class Reconciler:
 
     def take(self, hint: Hint) -> None:
         """Look at the job that a hint is about; a run whose job the log does not know is ended. Raises Unavailable."""
-        tenant = hint.tenant or self._tenant_of(hint.run)
+        tenant = hint.tenant or self._launcher.tenant_of(hint.run)
         if not tenant:
             return
         try:
             self.look(tenant, hint.job, is_hint=True)
         except NotFound:
             # By the run's own label: an event may say anything.
-            if self._tenant_of(hint.run) == tenant:
+            if self._launcher.tenant_of(hint.run) == tenant:
                 _LOG.warning("job=%s is unknown; run=%s is ended", hint.job, hint.run)
                 self._launcher.cancel(hint.run)
-
-    def _tenant_of(self, run: str) -> str:
-        return next((active.tenant for active in self._launcher.active() if active.name == run), "")
 
     def _observe(self, job: Job, *, is_hint: bool) -> Observation:
         if job.attempt == 0:

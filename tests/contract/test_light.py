@@ -18,3 +18,18 @@ def test_a_function_starts_without_heavy_libraries(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(name=name)], capture_output=True, text=True, timeout=30)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+LOCAL = """
+import sys
+from functions.dispatch.app import create_app
+app = create_app({"CINEVENT_NATS_URL": "nats://127.0.0.1:1"})
+app.extensions["deps"].close()
+sys.exit("kubernetes" if "kubernetes" in sys.modules else 0)
+"""
+
+
+def test_the_local_launcher_loads_nothing_of_kubernetes() -> None:
+    done = subprocess.run([sys.executable, "-c", LOCAL], capture_output=True, text=True, timeout=30)
+
+    assert done.returncode == 0, done.stderr

@@ -18,16 +18,13 @@ def api() -> Iterator[KubeApi]:
 
 
 @pytest.fixture
-def kubeconfig(api: KubeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The way to it, in the environment."""
-    path = api.kubeconfig(tmp_path / "kubeconfig")
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    return path
+def kubeconfig(api: KubeApi, tmp_path: Path) -> Path:
+    """The way to it."""
+    return api.kubeconfig(tmp_path / "kubeconfig")
 
 
 @pytest.fixture
 def kube(kubeconfig: Path) -> Iterator[Kube]:
-    opened = Kube.open()
+    opened = Kube.open(kubeconfig=str(kubeconfig))
     yield opened
     opened.close()

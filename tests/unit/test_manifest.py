@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.contract.errors import Invalid
@@ -57,6 +57,7 @@ def all_labels(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10)
 @given(body=bodies())
 def test_nothing_of_a_request_is_in_a_manifest(kind: str, body: dict[str, Any]) -> None:
     """Prompt, metadata, webhook: byte for byte the same manifest, whatever stands in them."""

@@ -119,6 +119,11 @@ class ClusterLauncher:
         """All runs that are RUNNING or WAITING."""
         return [run.active for run in self._seen(_HINT_AGE_S).values() if not run.is_over]
 
+    def tenant_of(self, run: str) -> str:
+        """Whose this run is, by its own label."""
+        found = self._seen(_LOOK_AGE_S).get(run) or self._asked(run)
+        return found.active.tenant if found else ""
+
     def _release(self, path: str, item: Json) -> None:
         uid = item["metadata"]["uid"]
         if not _is_ours(item) or item["metadata"].get("deletionTimestamp"):
@@ -200,9 +205,10 @@ class ClusterLauncher:
         return collection.format(namespace=self._kube.namespace)
 
 
-def open_launcher(settings: Settings) -> ClusterLauncher:
+def open_launcher(settings: Settings, environ: Mapping[str, str]) -> ClusterLauncher:
     """The launcher that the settings name, against the API server that this process belongs to. Raises Invalid."""
-    return ClusterLauncher(Kube.open(settings.namespace), KINDS[settings.launcher], settings=settings)
+    kube = Kube.open(namespace=settings.namespace, kubeconfig=environ.get("KUBECONFIG", ""))
+    return ClusterLauncher(kube, KINDS[settings.launcher], settings=settings)
 
 
 def _run(item: Json) -> _Run:

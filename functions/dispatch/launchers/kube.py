@@ -50,8 +50,11 @@ class Kube:
         self.namespace = namespace
 
     @classmethod
-    def open(cls, namespace: str = "") -> "Kube":
-        """The API server that this pod belongs to, or that KUBECONFIG names. No call is made. Raises Invalid."""
+    def open(cls, *, namespace: str = "", kubeconfig: str = "") -> "Kube":
+        """The API server that this pod belongs to, else that of a kubeconfig; empty: of the usual one.
+
+        No call is made. Raises Invalid.
+        """
         from kubernetes import client, config
         from kubernetes.config.config_exception import ConfigException
 
@@ -60,7 +63,7 @@ class Kube:
             try:
                 config.load_incluster_config(client_configuration=configuration)
             except ConfigException:
-                config.load_kube_config(client_configuration=configuration)
+                config.load_kube_config(kubeconfig or None, client_configuration=configuration)
         except (ConfigException, OSError, ValueError) as error:
             message = f"no access to Kubernetes: {error}; run in a pod with a service account, or set KUBECONFIG"
             raise Invalid(Problem(pointer="KUBECONFIG", rule="kubernetes", message=message)) from error

@@ -130,6 +130,10 @@ class LocalLauncher:
         """All runs that are RUNNING."""
         return [_active(self._root / name) for name in self._running()]
 
+    def tenant_of(self, run: str) -> str:
+        """Whose this run is, by a file in its folder."""
+        return _active(self._root / run).tenant
+
     def stop_all(self) -> None:
         """End every run so that it may be launched again under its name: the system goes down, not the jobs."""
         for run in self._running():

@@ -1,0 +1,271 @@
+"""What a launcher in a cluster promises, held by both kinds of runs."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from engine.contract.errors import AtCapacity, JobFailed, Unavailable
+from engine.contract.job import Job, run_name
+from engine.contract.settings import Settings
+from functions.dispatch.launcher import ActiveRun, Observation, Phase
+from functions.dispatch.launchers.cluster import KINDS, ClusterLauncher
+from functions.dispatch.launchers.kind import Kind
+from functions.dispatch.launchers.kube import Kube
+from tests.kube.operator import Operator
+from tests.kube_api import Call, KubeApi, Refused
+from tests.make import JOB, PROMPT, TENANT, a_job, a_plan
+
+RUN = run_name(JOB, 1)
+PLAN = a_plan(num_nodes=2, ring=2)
+SETTINGS = Settings(engine_image="registry.example/engine:1.0")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def launcher(kube: Kube, kind: Kind) -> ClusterLauncher:
+    return ClusterLauncher(kube, kind, settings=SETTINGS)
+
+
+@pytest.fixture
+def operator(kube: Kube, kind: Kind) -> Operator:
+    return Operator(kube, kind)
+
+
+def launch(launcher: ClusterLauncher, *, attempt: int = 1, job: Job | None = None) -> None:
+    job = replace(job or a_job(), created_at=datetime.now(UTC))
+    launcher.launch(job, attempt=attempt, plan=PLAN, environ={})
+
+
+def observe(kube: Kube, kind: Kind, run: str = RUN) -> Observation:
+    """As a dispatch sees it that has just started: nothing is remembered."""
+    return ClusterLauncher(kube, kind, settings=SETTINGS).observe(run)
+
+
+def the_run(api: KubeApi) -> dict[str, Any]:
+    [found] = [*api.of("pytorchjobs"), *api.of("jobs")]
+    return found
+
+
+def test_a_run_that_was_never_started_is_absent(launcher: ClusterLauncher) -> None:
+    assert launcher.observe(RUN).phase is Phase.ABSENT
+    assert launcher.active() == []
+
+
+def test_a_launched_run_is_active_and_known_to_every_dispatch(
+    launcher: ClusterLauncher, kube: Kube, kind: Kind
+) -> None:
+    launch(launcher)
+
+    active = ActiveRun(name=RUN, tenant=TENANT, num_gpus=4)
+    assert launcher.active() == ClusterLauncher(kube, kind, settings=SETTINGS).active() == [active]
+    assert launcher.observe(RUN).phase is Phase.WAITING
+
+
+def test_the_prompt_is_nowhere_in_the_cluster(launcher: ClusterLauncher, api: KubeApi) -> None:
+    launch(launcher)
+
+    assert PROMPT not in str(api.items)
+
+
+def test_launching_an_attempt_again_makes_nothing(launcher: ClusterLauncher, api: KubeApi) -> None:
+    launch(launcher)
+    made = dict(api.items)
+
+    launch(launcher)
+
+    assert api.items == made
+
+
+def test_a_launch_that_was_cut_short_is_made_whole(
+    kube: Kube, kind: Kind, launcher: ClusterLauncher, api: KubeApi
+) -> None:
+    launch(launcher)
+    for path in [path for path in api.items if "/services/" in path]:
+        del api.items[path]
+
+    launch(ClusterLauncher(kube, kind, settings=SETTINGS))
+
+    services = api.of("services")
+    assert len(services) == (1 if kind.name == "indexedjob" else 0)
+    owners = [owner["uid"] for service in services for owner in service["metadata"]["ownerReferences"]]
+    assert owners == [the_run(api)["metadata"]["uid"]] * len(services)
+
+
+def test_a_name_that_is_somebody_elses_is_not_taken(launcher: ClusterLauncher, api: KubeApi) -> None:
+    launch(launcher)
+    the_run(api)["metadata"]["labels"]["cinevent.io/tenant"] = "other"
+
+    with pytest.raises(Unavailable, match="is not this job's; delete it"):
+        launch(launcher)
+
+
+def test_a_name_that_is_being_deleted_is_waited_for(launcher: ClusterLauncher, api: KubeApi) -> None:
+    launch(launcher)
+    the_run(api)["metadata"]["deletionTimestamp"] = "2026-11-20T10:00:00Z"
+
+    with pytest.raises(Unavailable, match="is being deleted"):
+        launch(launcher)
+
+
+def test_a_run_with_all_its_pods_up_is_running(
+    launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind
+) -> None:
+    launch(launcher)
+    operator.start(RUN)
+
+    seen = observe(kube, kind)
+
+    assert seen.phase is Phase.RUNNING
+    assert seen.launched_at is not None
+
+
+def test_a_run_without_room_says_so(launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind) -> None:
+    launch(launcher)
+    for name in operator.make_pods(RUN):
+        operator.unschedulable(name, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
+
+    seen = observe(kube, kind)
+
+    assert (seen.phase, seen.waiting.reason) == (Phase.WAITING, "unschedulable")
+    assert "Insufficient nvidia.com/gpu" in seen.waiting.message
+
+
+def test_a_run_that_ends_well_has_succeeded(
+    launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind
+) -> None:
+    launch(launcher)
+    operator.start(RUN)
+    operator.say(RUN, "Succeeded" if kind.name == "pytorchjob" else "Complete")
+
+    assert observe(kube, kind).phase is Phase.SUCCEEDED
+    assert ClusterLauncher(kube, kind, settings=SETTINGS).active() == []
+
+
+def test_a_failed_run_shows_the_reason_and_the_end_of_its_log(
+    launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind
+) -> None:
+    launch(launcher)
+    _, worker = operator.start(RUN)
+    operator.pod_failed(worker, 137, reason="OOMKilled", message="step 3 of 8\n")
+    operator.say(RUN, "Failed", reason="PyTorchJobFailed")
+
+    seen = observe(kube, kind)
+
+    assert seen.phase is Phase.FAILED
+    assert (seen.failure.code, seen.failure.log_tail) == ("out_of_memory", "step 3 of 8")
+
+
+def test_cancel_deletes_a_run_with_its_pods_and_what_it_owns(
+    launcher: ClusterLauncher, operator: Operator, api: KubeApi
+) -> None:
+    launch(launcher)
+    operator.start(RUN)
+
+    launcher.cancel(RUN)
+
+    assert api.items == {}
+    [deletion] = [call for call in api.calls if call.method == "DELETE"]
+    assert deletion.body["propagationPolicy"] == "Background"
+    assert "uid" in deletion.body["preconditions"]
+    assert launcher.observe(RUN, is_hint=True).phase is not Phase.RUNNING
+
+
+def test_cancel_leaves_a_run_that_is_over_as_evidence_and_out_of_the_lists(
+    launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind, api: KubeApi
+) -> None:
+    launch(launcher)
+    operator.start(RUN)
+    operator.say(RUN, "Failed", reason="PyTorchJobFailed")
+
+    launcher.cancel(RUN)
+    launcher.cancel(RUN)
+
+    assert "cinevent.io/active" not in the_run(api)["metadata"]["labels"]
+    assert len([call for call in api.calls if call.method == "PATCH" and "/status" not in call.path]) == 1
+    assert observe(kube, kind).phase is Phase.FAILED
+
+
+def test_cancelling_what_is_not_there_or_not_ours_touches_nothing(launcher: ClusterLauncher, api: KubeApi) -> None:
+    launcher.cancel(RUN)
+    launch(launcher)
+    the_run(api)["metadata"]["labels"].pop("app.kubernetes.io/managed-by")
+
+    launcher.cancel(RUN)
+
+    assert the_run(api)["metadata"]["name"] == RUN
+    assert ClusterLauncher.observe(launcher, run_name(JOB, 2)).phase is Phase.ABSENT
+
+
+def test_many_looks_share_the_lists(
+    launcher: ClusterLauncher, operator: Operator, kube: Kube, kind: Kind, api: KubeApi
+) -> None:
+    launch(launcher)
+    operator.start(RUN)
+    looking = ClusterLauncher(kube, kind, settings=SETTINGS)
+    api.calls.clear()
+
+    seen = {looking.observe(RUN).phase for _ in range(100)} | {looking.observe(RUN, is_hint=True).phase}
+
+    assert seen == {Phase.RUNNING}
+    assert len(api.calls) == 2
+
+
+def test_a_run_that_is_younger_than_the_lists_is_not_taken_for_lost(
+    launcher: ClusterLauncher, kube: Kube, kind: Kind
+) -> None:
+    """Another dispatch made it a moment ago: a second attempt beside it would have been started."""
+    other = ClusterLauncher(kube, kind, settings=SETTINGS)
+    assert other.active() == []
+
+    launch(launcher)
+
+    assert other.observe(RUN).phase is Phase.WAITING
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error"),
+    [
+        (403, "admission webhook denied the request: bad name", JobFailed),
+        (403, "exceeded quota: count/jobs.batch", AtCapacity),
+        (500, "failed calling webhook", Unavailable),
+    ],
+)
+def test_a_refusal_says_whether_it_may_work_later(
+    launcher: ClusterLauncher, api: KubeApi, status: int, message: str, error: type[Exception]
+) -> None:
+    def refuse(call: Call) -> None:
+        if call.method == "POST":
+            raise Refused(status, "Forbidden" if status == 403 else "InternalError", message)
+
+    api.before = refuse
+
+    with pytest.raises(error):
+        launch(launcher)
+    assert api.items == {}
+
+
+def test_a_run_that_kueue_holds_back_is_queued(kube: Kube, kind: Kind, api: KubeApi) -> None:
+    settings = replace(SETTINGS, kueue_queue="video")
+    launcher = ClusterLauncher(kube, kind, settings=settings)
+    launch(launcher)
+    spec = the_run(api)["spec"]
+    # What Kueue's webhook does.
+    spec.get("runPolicy", spec)["suspend"] = True
+    workloads = "/apis/kueue.x-k8s.io/v1beta1/namespaces/default/workloads"
+    owner = {"uid": the_run(api)["metadata"]["uid"], "kind": "PyTorchJob", "name": RUN, "apiVersion": "x"}
+    made = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "Workload", "spec": {"active": True}}
+    kube.create(workloads, {**made, "metadata": {"name": "w", "ownerReferences": [owner]}})
+
+    fresh = ClusterLauncher(kube, kind, settings=settings)
+    assert [run.is_queued for run in fresh.active()] == [True]
+    assert fresh.observe(RUN).waiting.reason == "queued"
+
+    kube.patch(f"{workloads}/w", {"spec": {"active": False}})
+    failure = ClusterLauncher(kube, kind, settings=settings).observe(RUN).failure
+    assert failure.code == "queue_deactivated"
