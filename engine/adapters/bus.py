@@ -85,11 +85,19 @@ class Bus:
     def server(self) -> str:
         """The server's version and address, if its JetStream answers. Raises Unavailable."""
 
-        async def ask() -> str:
-            await self._js.account_info()
-            return f"nats-server {self._nc.connected_server_version} at {_without_password(self._settings.nats_url)}"
+        from nats.js.errors import ServiceUnavailableError
 
-        return self._call(ask, deadline_s=5.0)
+        address = _without_password(self._settings.nats_url)
+
+        async def ask() -> str:
+            try:
+                await self._js.account_info()
+            except ServiceUnavailableError as error:
+                message = f"{address} answers, but its JetStream is off"
+                raise Unavailable(message, retry_after_s=_RETRY_AFTER_S) from error
+            return f"nats-server {self._nc.connected_server_version} at {address}"
+
+        return self._call(ask, deadline_s=2.0)
 
     def topology_problems(self) -> list[str]:
         """In what the streams and consumers are not as contract/streams.py says. Raises Unavailable."""

@@ -31,13 +31,13 @@ _FUNCTIONS = ("submit", "dispatch", "notify")
 _APPLY = "kubectl apply -k knative/overlays/YOURS"
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings, *, kubeconfig: str) -> Iterator[Finding]:
     """Everything that the cluster shows."""
     if settings.launcher == "local":
         yield not_checked("cluster", "no cluster: CINEVENT_LAUNCHER is local")
         return
     try:
-        kube = Kube.open(settings.namespace)
+        kube = Kube.open(namespace=settings.namespace, kubeconfig=kubeconfig)
         groups = kube.get("/apis")["groups"]
     except CineventError as error:
         yield wrong("cluster", str(error), fix="set KUBECONFIG; kubectl cluster-info shows whether it is right")

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.contract.errors import CineventError
@@ -23,30 +24,39 @@ def add(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, one line per check")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """What is not a setting, and where to look."""
+
+    nats_monitor: str = ""
+    kubeconfig: str = ""
+
+
 # In the order of a request's way.
-_CHECKS: dict[str, Callable[[Settings, str], Iterable[Finding]]] = {
+_CHECKS: dict[str, Callable[[Settings, Where], Iterable[Finding]]] = {
     "submit": lambda settings, _: [parts.submit(settings)],
     "nats": lambda settings, _: parts.log(settings),
-    "sync": lambda _, monitor: [parts.sync(monitor)],
+    "sync": lambda _, where: [parts.sync(where.nats_monitor)],
     "store": lambda settings, _: [parts.store(settings)],
     "weights": lambda settings, _: [parts.weights(settings)],
     "webhooks": lambda settings, _: [parts.webhooks(settings)],
-    "cluster": lambda settings, _: cluster.examine(settings),
+    "cluster": lambda settings, where: cluster.examine(settings, kubeconfig=where.kubeconfig),
 }
 
 
-def examine(settings: Settings, names: Collection[str] = (), *, nats_monitor: str = "") -> Iterator[Finding]:
+def examine(settings: Settings, where: Where, names: Collection[str] = ()) -> Iterator[Finding]:
     """The findings about these parts, or about all. Raises CineventError for a name that is none."""
     if unknown := sorted(set(names) - set(_CHECKS)):
         raise CineventError(f"there is no part {', '.join(unknown)} to check; allowed: {', '.join(_CHECKS)}")
     for name, check in _CHECKS.items():
         if not names or name in names:
-            yield from check(settings, nats_monitor)
+            yield from check(settings, where)
 
 
 def _run(options: argparse.Namespace, settings: Settings) -> int:
     is_wrong = False
-    for finding in examine(settings, options.parts, nats_monitor=options.nats_monitor):
+    where = Where(nats_monitor=options.nats_monitor, kubeconfig=os.environ.get("KUBECONFIG", ""))
+    for finding in examine(settings, where, options.parts):
         is_wrong |= finding.verdict is Verdict.WRONG
         print(json.dumps(asdict(finding)) if options.json else _text(finding), flush=True)
     return int(is_wrong)

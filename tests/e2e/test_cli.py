@@ -199,3 +199,15 @@ def bury(system: System, *, event_body: bytes, subject: str) -> None:
     headers = {f"Cinevent-Dead-{name}": value for name, value in facts.items()}
     bus.publish_bytes(dead_subject("notify-done", subject), headers, event_body)
     bus.close()
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_running_system(system: System, models: Path) -> None:
+    env = {"CINEVENT_STORE_URL": f"file:{system.data / 'store'}", "CINEVENT_MODELS_DIR": str(models)}
+    done = system.cinevent("doctor", env=env)
+
+    verdicts = {line[13:25].strip(): line[:12].strip() for line in done.out.splitlines()}
+    assert (done.code, done.err) == (0, "")
+    assert verdicts == {
+        **dict.fromkeys(("submit", "nats", "streams", "store", "weights"), "ok"),
+        **dict.fromkeys(("sync", "webhooks", "cluster"), "not checked"),
+    }
