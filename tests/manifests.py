@@ -26,11 +26,13 @@ def of(kind: str, *names: str, version: str = "") -> dict[str, Any]:
 
 
 def pods(*names: str) -> dict[str, dict[str, Any]]:
-    """Labels, namespace and spec of every pod that an overlay's objects lead to, by the name of the object."""
+    """Metadata, namespace and spec of every pod that an overlay's objects lead to, by the name of the object."""
+    specs = [(item["metadata"], item.get("spec", {})) for item in objects(*names)]
+    held = [(metadata, spec.get("jobTemplate", {}).get("spec", spec)) for metadata, spec in specs]
     return {
-        item["metadata"]["name"]: {**item["spec"]["template"], "namespace": item["metadata"]["namespace"]}
-        for item in objects(*names)
-        if "template" in item.get("spec", {})
+        metadata["name"]: {**spec["template"], "namespace": metadata["namespace"]}
+        for metadata, spec in held
+        if "template" in spec
     }
 
 

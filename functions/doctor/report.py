@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     more = "exit code 1 if a part is wrong"
     command = commands.add_parser("doctor", help=text, description=f"{text[0].upper()}{text[1:]}; {more}.")
     command.set_defaults(command=_run)
-    command.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(_CHECKS)} (default: all)")
+    command.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     command.add_argument("--nats-monitor", default="", metavar="URL", help="of a NATS server's monitor, port 8222")
     command.add_argument("--json", action="store_true", help="print JSON, one line per check")
 
@@ -43,11 +43,13 @@ _CHECKS: dict[str, Callable[[Settings, Where], Iterable[Finding]]] = {
     "cluster": lambda settings, where: cluster.examine(settings, kubeconfig=where.kubeconfig),
 }
 
+PARTS = tuple(_CHECKS)
+
 
 def examine(settings: Settings, where: Where, names: Collection[str] = ()) -> Iterator[Finding]:
     """The findings about these parts, or about all. Raises CineventError for a name that is none."""
-    if unknown := sorted(set(names) - set(_CHECKS)):
-        raise CineventError(f"there is no part {', '.join(unknown)} to check; allowed: {', '.join(_CHECKS)}")
+    if unknown := sorted(set(names) - set(PARTS)):
+        raise CineventError(f"there is no part {', '.join(unknown)} to check; allowed: {', '.join(PARTS)}")
     for name, check in _CHECKS.items():
         if not names or name in names:
             yield from check(settings, where)

@@ -13,6 +13,8 @@ from engine.contract.models import CATALOG
 from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings, env_name
 from engine.contract.streams import CONSUMERS, SOURCES, STREAMS
+from functions.cli import make_parser
+from functions.doctor.report import PARTS
 from functions.gunicorn_conf import threads
 from knative.generate import stale, write
 from knative.render import OVERLAYS, load
@@ -225,10 +227,11 @@ def test_the_pod_of_every_run_is_restricted() -> None:
     assert pod["spec"]["serviceAccountName"] in of("ServiceAccount", "prod")
 
 
-def test_only_dispatch_has_a_token() -> None:
+def test_only_dispatch_and_who_looks_in_its_name_have_a_token() -> None:
     tokens = {name: pod["spec"].get("automountServiceAccountToken") for name, pod in pods("dev").items()}
 
-    assert {name for name, token in tokens.items() if token is not False} == {"dispatch"}
+    assert {name for name, token in tokens.items() if token is not False} == {"dispatch", "doctor"}
+    assert pods("dev")["doctor"]["spec"]["serviceAccountName"] == "cinevent-dispatch"
     assert all(item["automountServiceAccountToken"] is False for item in of("ServiceAccount", "prod").values())
 
 
@@ -256,3 +259,11 @@ def test_every_image_has_a_version() -> None:
 def test_tiny_models_need_no_weights_from_elsewhere() -> None:
     """What the overlay dev relies on: the engine's image brings them along."""
     assert [row.name for row in CATALOG.values() if not row.hub]
+
+
+def test_the_doctor_looks_at_parts_that_there_are() -> None:
+    command = pods("dev")["doctor"]["spec"]["containers"][0]["command"]
+    options = make_parser().parse_args(command[1:])
+
+    assert set(options.parts) <= set(PARTS)
+    assert options.nats_monitor == "http://nats-headless:8222"

@@ -21,17 +21,17 @@ FLOWS = {
     **{("gateway", name): 8012 for name in FUNCTIONS},
     **{("activator", name): 8012 for name in FUNCTIONS},
     **{("source", "gateway"): 8081},
-    **{(name, "nats"): 4222 for name in (*FUNCTIONS, "source", "engine")},
-    **{(name, "s3"): 7070 for name in (*FUNCTIONS, "engine")},
-    **{(name, "dns"): 53 for name in (*FUNCTIONS, "source", "engine", "nats", "s3")},
+    **{(name, "nats"): 4222 for name in (*FUNCTIONS, "source", "engine", "doctor")},
+    **{(name, "s3"): 7070 for name in (*FUNCTIONS, "engine", "doctor")},
+    **{(name, "dns"): 53 for name in (*FUNCTIONS, "source", "engine", "doctor", "nats", "s3")},
     ("keda", "nats"): 8222,
     ("nats", "nats"): 6222,
     ("engine", "engine"): 29500,
-    ("dispatch", API_SERVER): 443,
-    ("dispatch", INTERNET): 443,
+    **{(name, API_SERVER): 443 for name in ("dispatch", "doctor")},
+    **{(name, INTERNET): 443 for name in ("dispatch", "doctor")},
     ("notify", INTERNET): 443,
 }
-"""Who reaches whom in the overlay dev, at which port. dispatch reaches any address on 443: one is its API server's."""
+"""Who reaches whom in the overlay dev, at which port. dispatch reaches any address on 443: one is the API server's."""
 
 
 def ends() -> dict[str, tuple[str, dict[str, str]]]:
@@ -104,7 +104,7 @@ def test_nothing_else_is_let_through() -> None:
     open_ways = {pair for pair in pairs for port in ports if flows(*pair, port)}
 
     # An API server may have an address like a neighbour's.
-    assert open_ways - set(FLOWS) == {("dispatch", NEIGHBOUR)}
+    assert open_ways - set(FLOWS) == {("dispatch", NEIGHBOUR), ("doctor", NEIGHBOUR)}
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,7 @@ def test_webhooks_reach_nothing_inside(address: str) -> None:
 def test_on_a_gpu_cluster_the_store_is_reached_over_https(name: str) -> None:
     assert flows(name, INTERNET, 443, overlay="prod")
     assert not flows(name, METADATA, 443, overlay="prod")
+
+
+def test_the_doctor_reads_the_monitor_of_nats() -> None:
+    assert flows("doctor", "nats", 8222)
