@@ -267,3 +267,8 @@ def test_the_doctor_looks_at_parts_that_there_are() -> None:
 
     assert set(options.parts) <= set(PARTS)
     assert options.nats_monitor == "http://nats-headless:8222"
+
+
+def test_the_component_func_leaves_the_functions_to_func() -> None:
+    assert of("Service", "dev", "func", version=KSVC) == {}
+    assert len(of("Deployment", "dev", "func")) == len(SOURCES)
