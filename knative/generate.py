@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from engine.adapters.topology import ACK_WAIT_S, MAX_ACK_PENDING
+from engine.adapters.topology import consumer_config, stream_config
 from engine.contract.streams import CONSUMERS, SOURCES, STREAMS, Consumer, SourceKind, Stream
 
 FOLDER = Path(__file__).parent
@@ -19,7 +19,7 @@ _PART_OF = {"app.kubernetes.io/part-of": "cinevent"}
 # Dispatch gets a tenant's requests in order, so from one source; a webhook that waits must not hold up the others.
 _MAX_REPLICAS = {"dispatch": 1, "notify": 4}
 # What the server takes when nothing is said, as the code says nothing; NACK would take another value.
-_DUPLICATE_WINDOW = "2m0s"
+_DUPLICATE_WINDOW_S = 120.0
 
 
 def manifests() -> dict[str, str]:
@@ -121,18 +121,20 @@ def _trigger(consumer: Consumer) -> dict[str, Any]:
 
 
 def _stream(stream: Stream) -> dict[str, Any]:
+    config = stream_config(stream, 1)
     spec = {
-        "name": stream.name,
-        "subjects": list(stream.subjects),
-        "retention": "workqueue" if stream.work_queue else "limits",
-        "storage": "file",
-        "maxAge": f"{stream.max_age_s // 3600}h" if stream.max_age_s else "",
-        "maxMsgsPerSubject": stream.max_per_subject,
-        "replicas": 1,
-        "duplicateWindow": _DUPLICATE_WINDOW,
-        "allowDirect": True,
-        "allowMsgSchedules": stream.schedules,
-        "allowMsgTtl": stream.schedules,
+        "name": config.name,
+        "subjects": config.subjects,
+        "retention": str(config.retention.value),
+        "storage": str(config.storage.value),
+        "maxAge": _duration(config.max_age),
+        "maxMsgsPerSubject": config.max_msgs_per_subject,
+        "replicas": config.num_replicas,
+        "duplicateWindow": _duration(config.duplicate_window or _DUPLICATE_WINDOW_S),
+        "allowDirect": bool(config.allow_direct),
+        "allowAtomicPublish": bool(config.allow_atomic),
+        "allowMsgSchedules": bool(config.allow_msg_schedules),
+        "allowMsgTtl": bool(config.allow_msg_ttl),
         # The log is the database: deleting this object must not delete it.
         "preventDelete": True,
     }
@@ -140,19 +142,25 @@ def _stream(stream: Stream) -> dict[str, Any]:
 
 
 def _consumer(consumer: Consumer) -> dict[str, Any]:
+    config = consumer_config(consumer)
     spec = {
-        "durableName": consumer.name,
+        "durableName": config.durable_name,
         "streamName": consumer.stream,
-        "filterSubject": consumer.filter,
-        "deliverPolicy": "all",
-        "ackPolicy": "explicit",
-        "ackWait": f"{ACK_WAIT_S:g}s",
-        "maxDeliver": -1,
-        "maxAckPending": MAX_ACK_PENDING,
+        "filterSubject": config.filter_subject,
+        "deliverPolicy": str(config.deliver_policy.value),
+        "ackPolicy": str(config.ack_policy.value),
+        "ackWait": _duration(config.ack_wait),
+        "maxDeliver": config.max_deliver,
+        "maxAckPending": config.max_ack_pending,
         "replayPolicy": "instant",
         "preventDelete": True,
     }
     return _object("jetstream.nats.io/v1beta2", "Consumer", consumer.name, spec)
+
+
+def _duration(seconds: float | None) -> str:
+    """As Go reads it; empty for ever."""
+    return f"{seconds:.10g}s" if seconds else ""
 
 
 def _object(

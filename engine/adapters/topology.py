@@ -18,9 +18,6 @@ _LOG = logging.getLogger(__name__)
 _NAME_IN_USE = 10058
 # A message in hand is heartbeated every third of this; a source that died gives its messages back after it.
 ACK_WAIT_S = 30.0
-# More than the slots: a message that waits for its next try (nak with a delay) still counts as pending, and jobs of a
-# tenant at its limit must not keep those of others from being delivered.
-MAX_ACK_PENDING = 20_000
 
 
 async def connect(
@@ -146,5 +143,7 @@ def consumer_config(consumer: Consumer) -> Any:
         ack_wait=ACK_WAIT_S,
         # The source counts and writes the dead letter first; a limit of the server's would drop the message silently.
         max_deliver=-1,
-        max_ack_pending=MAX_ACK_PENDING,
+        # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending, and
+        # the jobs of a tenant at its limit must not keep those of others from being delivered.
+        max_ack_pending=20_000,
     )

@@ -14,6 +14,8 @@ from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings, env_name
 from engine.contract.streams import CONSUMERS, SOURCES, STREAMS
 from functions.cli import make_parser
+from functions.dispatch import hint
+from functions.dispatch.launchers.pod import MANAGED_BY
 from functions.doctor.report import PARTS
 from functions.gunicorn_conf import threads
 from knative.generate import stale, write
@@ -158,15 +160,27 @@ def test_nack_has_every_stream_and_consumer() -> None:
     assert all(item["spec"]["preventDelete"] for item in [*streams.values(), *consumers.values()])
 
 
-def test_the_broker_component_puts_a_broker_between_outcomes_and_notify() -> None:
-    sink = of("SinkBinding", "dev", "broker")["source-outcomes"]["spec"]["sink"]["ref"]
-    triggers = of("Trigger", "dev", "broker").values()
+def test_the_broker_component_puts_a_broker_between_hints_and_dispatch() -> None:
+    sink = of("ApiServerSource", "dev", "broker")["runs"]["spec"]["sink"]["ref"]
+    trigger = of("Trigger", "dev", "broker")["dispatch"]["spec"]
 
-    assert (sink["kind"], sink["name"]) == ("Broker", next(iter(of("Broker", "dev", "broker"))))
-    assert [trigger["spec"]["subscriber"]["ref"]["name"] for trigger in triggers] == ["notify"]
-    assert all(
-        {"retry", "backoffPolicy", "backoffDelay", "deadLetterSink"} <= set(t["spec"]["delivery"]) for t in triggers
-    )
+    assert (sink["kind"], sink["name"]) == ("Broker", trigger["broker"])
+    assert trigger["broker"] in of("Broker", "dev", "broker")
+    assert trigger["subscriber"]["ref"]["name"] == "dispatch"
+    assert {"retry", "backoffPolicy", "backoffDelay", "deadLetterSink"} <= set(trigger["delivery"])
+
+
+def test_hints_are_of_the_runs_that_dispatch_makes_and_of_types_that_it_takes() -> None:
+    source = of("ApiServerSource", "dev", "hints")["runs"]["spec"]
+    prefix = of("Trigger", "dev", "broker")["dispatch"]["spec"]["filters"][0]["prefix"]["type"]
+
+    assert {(each["apiVersion"], each["kind"]) for each in source["resources"]} == {
+        ("kubeflow.org/v1", "PyTorchJob"),
+        ("batch/v1", "Job"),
+    }
+    assert all(each["selector"]["matchLabels"] == MANAGED_BY for each in source["resources"])
+    assert source["mode"] == "Resource"
+    assert len([type_ for type_ in hint.TYPES if type_.startswith(prefix)]) == 3
 
 
 def test_kueue_has_the_queue_and_the_priorities_that_runs_name() -> None:

@@ -11,7 +11,11 @@ from engine.contract.streams import CONSUMERS, STREAMS
 from tests.manifests import of
 
 UNITS_NS = {"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9}
-STREAM = {"replicas": "num_replicas", "maxMsgsPerSubject": "max_msgs_per_subject"}
+STREAM = {
+    "replicas": "num_replicas",
+    "maxMsgsPerSubject": "max_msgs_per_subject",
+    "allowAtomicPublish": "allow_atomic",
+}
 STREAM_DEFAULTS = {"maxConsumers": -1, "maxMsgs": -1, "maxBytes": -1, "discard": "old"}
 """NACK's own, for what the manifests leave out."""
 OF_NACK = ("streamName", "preventDelete")
