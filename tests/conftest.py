@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a clean environment, a real nats-server, a sink, a bus."""
+"""Fixtures for all tests: a clean environment, a real nats-server, a sink, a bus, an API server of Kubernetes."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import pytest
 from engine.adapters.bus import Bus
 from engine.adapters.history import History
 from engine.contract.settings import Settings
+from functions.dispatch.launchers.kube import Kube
+from tests.kube_api import KubeApi
 from tests.servers import NatsServer, Sink
 
 
@@ -66,3 +68,24 @@ def sink() -> Iterator[Sink]:
     server = Sink()
     yield server
     server.close()
+
+
+@pytest.fixture
+def api() -> Iterator[KubeApi]:
+    """The small API server, whose answers a test may change."""
+    server = KubeApi()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def kubeconfig(api: KubeApi, tmp_path: Path) -> Path:
+    """The way to it."""
+    return api.kubeconfig(tmp_path / "kubeconfig")
+
+
+@pytest.fixture
+def kube(kubeconfig: Path) -> Iterator[Kube]:
+    opened = Kube.open(kubeconfig=str(kubeconfig))
+    yield opened
+    opened.close()

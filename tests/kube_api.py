@@ -73,6 +73,8 @@ class KubeApi:
         self.after: Callable[[Call], None] = lambda _: None
         self.num_expired = 0
         """So many continuations of lists are answered with 410."""
+        self.created: dict[str, float] = {}
+        """When each object was made, by name; with the number of calls this is what GET /stats answers."""
         self.has_kubelet = False
         """Pods that are deleted stay until their kubelet confirms it."""
         self._version = 0
@@ -143,6 +145,7 @@ class KubeApi:
             "generation": 1,
         }
         self.items[path] = item
+        self.created[name] = time.time()
         return Said(201, self._stamped(item))
 
     def _get(self, _call: Call, match: re.Match[str]) -> Said:
@@ -239,11 +242,17 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
             raw = self.rfile.read(int(self.headers.get("content-length", 0)))
             address = urlsplit(self.path)
             body = json.loads(raw) if raw else {}
+            if address.path == "/stats":
+                self._write(Said(200, {"calls": len(api.calls), "created": api.created}))
+                return
             call = Call(self.command, address.path, dict(parse_qsl(address.query)), body or {})
             try:
                 said = api.answer(call)
             except Refused as refused:
                 said = refused.said
+            self._write(said)
+
+        def _write(self, said: Said) -> None:
             with api._lock:
                 text = json.dumps(said.body).encode()
             head = [f"HTTP/1.1 {said.status} -", "Content-Type: application/json", f"Content-Length: {len(text)}"]

@@ -97,8 +97,8 @@ class Launcher(Protocol):
         time will help.
         """
 
-    def observe(self, run: str, *, is_hint: bool = False) -> Observation:
-        """Where the run is; what is known may be a few seconds old, after a hint it is not. Raises Unavailable."""
+    def observe(self, run: str, *, is_fresh: bool = False) -> Observation:
+        """Where the run is; what is known may be a few seconds old, or one if it is to be fresh. Raises Unavailable."""
 
     def cancel(self, run: str) -> None:
         """End the run: it is neither RUNNING nor WAITING afterwards. One that is over, or never was, is success.
@@ -106,8 +106,11 @@ class Launcher(Protocol):
         Nobody needs it any more: it is not among the active ones from now on. Raises Unavailable.
         """
 
-    def active(self) -> list[ActiveRun]:
-        """All runs that are RUNNING or WAITING; what is known may be a second old. Raises Unavailable."""
+    def active(self, *, is_fresh: bool = False) -> list[ActiveRun]:
+        """All runs that are RUNNING or WAITING.
+
+        Those of others may be known a few seconds late, or one if it is to be fresh. Raises Unavailable.
+        """
 
     def tenant_of(self, run: str) -> str:
         """Whose this run is, by its own mark; empty if there is none of this name. Raises Unavailable."""

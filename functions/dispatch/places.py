@@ -7,9 +7,10 @@ only the runs that wait there are limited. The count is exact within this proces
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.contract.errors import AtCapacity, TenantAtCapacity
 from engine.contract.job import Job
@@ -23,6 +24,13 @@ _TENANT_RETRY_AFTER_S = 5.0
 _TENANT_RETRY_STEP_S = 0.1
 # Somebody in line who is this much later than told does not come any more, and holds up nobody.
 _LATE = 2.0
+
+
+class Active(Protocol):
+    """How the active runs are asked for: a launcher's `active`."""
+
+    def __call__(self, *, is_fresh: bool) -> Iterable[ActiveRun]:
+        """All of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +53,28 @@ class Places:
         self._lines: dict[tuple[str, str], dict[str, _Waiter]] = defaultdict(dict)
 
     @contextmanager
-    def take(self, job: Job, wanted: ActiveRun, *, active: Callable[[], Iterable[ActiveRun]]) -> Iterator[None]:
+    def take(self, job: Job, wanted: ActiveRun, *, active: Active) -> Iterator[None]:
         """Hold a place while `wanted` is started. Raises AtCapacity, TenantAtCapacity, and what `active` raises.
 
         A run of the same job takes nobody's place: it is the one that is followed, or the very same.
         """
         with self._lock:
-            others = {run.name: run for run in (*active(), *self._taken.values()) if not run.name.startswith(job.id)}
-            check(others.values(), wanted, self._settings)
-            self._check_tenant(others.values(), job)
+            try:
+                self._admit(job, wanted, active(is_fresh=False))
+            except AtCapacity:
+                # Perhaps a place has become free since; there are no others to be seen in an older list.
+                self._admit(job, wanted, active(is_fresh=True))
             self._taken[wanted.name] = wanted
         try:
             yield
         finally:
             with self._lock:
                 del self._taken[wanted.name]
+
+    def _admit(self, job: Job, wanted: ActiveRun, active: Iterable[ActiveRun]) -> None:
+        others = {run.name: run for run in (*active, *self._taken.values()) if not run.name.startswith(job.id)}
+        check(others.values(), wanted, self._settings)
+        self._check_tenant(others.values(), job)
 
     def _check_tenant(self, others: Iterable[ActiveRun], job: Job) -> None:
         most = self._settings.max_tenant_runs

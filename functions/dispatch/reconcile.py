@@ -13,7 +13,7 @@ from typing import Any
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, JobFailed, NotFound
 from engine.contract.events import job_event, rivals
-from engine.contract.job import Job, artifact_key, checkpoint_folder, run_name
+from engine.contract.job import Job, State, artifact_key, checkpoint_folder, run_name
 from engine.contract.plan import Plan, choose
 from engine.contract.streams import alarm_subjects
 from functions.deps import Deps
@@ -52,7 +52,7 @@ class Reconciler:
         `is_hint`: something changed just now.
         """
         job = self._deps.history.get(tenant, job_id)
-        run = self._observe(job, is_hint=is_hint)
+        run = self._observe(job, is_fresh=is_hint)
         if run.phase.is_over:
             # Its last words came before its end, but perhaps after the read above.
             job = self._deps.history.get(tenant, job_id)
@@ -78,10 +78,10 @@ class Reconciler:
                 _LOG.warning("job=%s is unknown; run=%s is ended", hint.job, hint.run)
                 self._launcher.cancel(hint.run)
 
-    def _observe(self, job: Job, *, is_hint: bool) -> Observation:
+    def _observe(self, job: Job, *, is_fresh: bool) -> Observation:
         if job.attempt == 0:
             return Observation(phase=Phase.ABSENT)
-        return self._launcher.observe(run_name(job.id, job.attempt), is_hint=is_hint)
+        return self._launcher.observe(run_name(job.id, job.attempt), is_fresh=is_fresh)
 
     def _stop_others(self, job: Job) -> None:
         """End runs of older attempts: a dispatch that died between two acts may have left one."""
@@ -101,8 +101,9 @@ class Reconciler:
     def _wait(self, job: Job, decision: Decision) -> None:
         self._set_alarm(job)
         why = decision.waiting
-        # Once per reason: the words change with every node that comes or goes.
-        if why and job.waiting.get("reason") != why.reason:
+        # Once per reason: the words change with every node that comes or goes. A job whose run waits again, as when Kueue
+        # took its place, is not set back.
+        if why and job.state is State.PENDING and job.waiting.get("reason") != why.reason:
             data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
             self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
 

@@ -70,7 +70,7 @@ class Dispatch:
 def lists_are_never_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look sees what a test did just before it; sharing has its own tests."""
     monkeypatch.setattr(cluster, "_LOOK_AGE_S", 0.0)
-    monkeypatch.setattr(cluster, "_HINT_AGE_S", 0.0)
+    monkeypatch.setattr(cluster, "_FRESH_S", 0.0)
 
 
 @pytest.fixture
@@ -126,6 +126,15 @@ def test_the_same_reason_is_said_once(dispatch: Dispatch, bus: Bus) -> None:
         dispatch.look()
 
     assert len(bus.read("CINEVENT_JOBS", matching="cinevent.*.*.waiting")) == 1
+
+
+def test_a_run_that_waits_again_does_not_set_its_job_back(dispatch: Dispatch, api: KubeApi, bus: Bus) -> None:
+    """Kueue takes the place of a run that goes on later under the same name."""
+    started(dispatch)
+    api.of("pytorchjobs")[0]["spec"]["runPolicy"]["suspend"] = True
+
+    assert [dispatch.look().stage for _ in range(2)] == ["starting", "starting"]
+    assert bus.read("CINEVENT_JOBS", matching="cinevent.*.*.waiting") == []
 
 
 def test_out_of_memory_is_tried_again_and_the_failed_run_stays_as_evidence(dispatch: Dispatch, api: KubeApi) -> None:

@@ -31,9 +31,9 @@ def test_what_is_created_is_read_found_and_deleted(kube: Kube) -> None:
     made = kube.create(RUNS, a_run("one"))
 
     assert kube.get(f"{RUNS}/one") == made
-    assert kube.list_all(RUNS, labels=LABELS) == [made]
+    assert kube.list_all(RUNS, labels=LABELS, keep=dict) == [made]
     kube.delete(f"{RUNS}/one", uid=made["metadata"]["uid"])
-    assert kube.list_all(RUNS, labels=LABELS) == []
+    assert kube.list_all(RUNS, labels=LABELS, keep=dict) == []
     with pytest.raises(NotFound):
         kube.get(f"{RUNS}/one")
 
@@ -68,7 +68,7 @@ def test_a_list_comes_in_pages_and_begins_anew_when_its_continuation_expires(
         kube.create(RUNS, a_run(name))
     api.num_expired = 2
 
-    assert [item["metadata"]["name"] for item in kube.list_all(RUNS, labels=LABELS)] == names
+    assert [item["metadata"]["name"] for item in kube.list_all(RUNS, labels=LABELS, keep=dict)] == names
 
 
 def test_a_list_that_always_expires_ends(api: KubeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_a_list_that_always_expires_ends(api: KubeApi, kube: Kube, monkeypatch: 
     api.num_expired = 1000
 
     with pytest.raises(Unavailable, match="expires before it ends"):
-        kube.list_all(RUNS, labels=LABELS)
+        kube.list_all(RUNS, labels=LABELS, keep=dict)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_cancel_deletes_a_run_with_its_pods_and_what_it_owns(
     [deletion] = [call for call in api.calls if call.method == "DELETE"]
     assert deletion.body["propagationPolicy"] == "Background"
     assert "uid" in deletion.body["preconditions"]
-    assert launcher.observe(RUN, is_hint=True).phase is not Phase.RUNNING
+    assert launcher.observe(RUN, is_fresh=True).phase is not Phase.RUNNING
 
 
 def test_cancel_leaves_a_run_that_is_over_as_evidence_and_out_of_the_lists(
@@ -210,7 +210,7 @@ def test_many_looks_share_the_lists(
     looking = ClusterLauncher(kube, kind, settings=SETTINGS)
     api.calls.clear()
 
-    seen = {looking.observe(RUN).phase for _ in range(100)} | {looking.observe(RUN, is_hint=True).phase}
+    seen = {looking.observe(RUN).phase for _ in range(100)} | {looking.observe(RUN, is_fresh=True).phase}
 
     assert seen == {Phase.RUNNING}
     assert len(api.calls) == 2

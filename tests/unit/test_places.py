@@ -10,7 +10,7 @@ from engine.contract.errors import AtCapacity, TenantAtCapacity
 from engine.contract.job import Job, derived_id, run_name
 from engine.contract.settings import Settings
 from functions.dispatch.launcher import ActiveRun
-from functions.dispatch.places import Places
+from functions.dispatch.places import Active, Places
 from tests.make import a_job
 
 
@@ -23,9 +23,18 @@ def its_run(job: Job, *, num_gpus: int = 8, is_queued: bool = False) -> ActiveRu
     return ActiveRun(name=run_name(job.id, 1), tenant=job.tenant, num_gpus=num_gpus, is_queued=is_queued)
 
 
+def seen(*runs: ActiveRun) -> Active:
+    """A launcher's `active`, whenever it is asked."""
+
+    def active(*, is_fresh: bool) -> Sequence[ActiveRun]:
+        return runs
+
+    return active
+
+
 def may_start(places: Places, job: Job, active: Sequence[ActiveRun] = ()) -> bool:
     try:
-        with places.take(job, its_run(job), active=lambda: active):
+        with places.take(job, its_run(job), active=seen(*active)):
             return True
     except AtCapacity:
         return False
@@ -42,6 +51,13 @@ def test_runs_are_limited() -> None:
     assert not may_start(places, ONE, [its_run(TWO), its_run(THREE)])
 
 
+def test_a_place_that_has_become_free_meanwhile_is_seen() -> None:
+    places = Places(Settings(max_runs=1))
+
+    with places.take(ONE, its_run(ONE), active=lambda is_fresh: [] if is_fresh else [its_run(TWO)]):
+        pass
+
+
 def test_gpus_are_limited() -> None:
     places = Places(Settings(max_runs=9, max_gpus=16))
 
@@ -52,7 +68,7 @@ def test_gpus_are_limited() -> None:
 def test_what_is_being_started_counts_already() -> None:
     places = Places(Settings(max_runs=1))
 
-    with places.take(ONE, its_run(ONE), active=list):
+    with places.take(ONE, its_run(ONE), active=seen()):
         assert not may_start(places, TWO)
     assert may_start(places, TWO)
 
@@ -66,7 +82,7 @@ def test_a_jobs_own_run_takes_nobodys_place() -> None:
 def test_a_tenant_at_its_limit_waits_alone() -> None:
     places = Places(Settings(max_runs=9, max_tenant_runs=1))
 
-    with pytest.raises(TenantAtCapacity), places.take(TWO, its_run(TWO), active=lambda: [its_run(ONE)]):
+    with pytest.raises(TenantAtCapacity), places.take(TWO, its_run(TWO), active=seen(its_run(ONE))):
         pass
     assert may_start(places, OTHER, [its_run(ONE)])
 
@@ -95,7 +111,7 @@ def test_the_further_back_in_line_the_longer_the_wait() -> None:
     for number in range(2, 12):
         job = a_numbered_job(number)
         with ExitStack() as stack, pytest.raises(TenantAtCapacity) as caught:
-            stack.enter_context(places.take(job, its_run(job), active=lambda: [its_run(ONE)]))
+            stack.enter_context(places.take(job, its_run(job), active=seen(its_run(ONE))))
         waits.append(caught.value.retry_after_s)
 
     assert waits == sorted(waits)

@@ -34,7 +34,7 @@ KINDS = {kind.name: kind for kind in (PYTORCHJOB, INDEXEDJOB)}
 # A look at a run that changed this long ago is early enough; a hint says that something changed just now, and a place
 # that became free is taken within a second.
 _LOOK_AGE_S = 5.0
-_HINT_AGE_S = 1.0
+_FRESH_S = 1.0
 _RETRY_AFTER_S = 5.0
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
@@ -94,9 +94,9 @@ class ClusterLauncher:
         with self._lock:
             self._made[order.name] = (time.monotonic(), _run(item))
 
-    def observe(self, run: str, *, is_hint: bool = False) -> Observation:
+    def observe(self, run: str, *, is_fresh: bool = False) -> Observation:
         """Where the run is."""
-        max_age_s = _HINT_AGE_S if is_hint else _LOOK_AGE_S
+        max_age_s = _FRESH_S if is_fresh else _LOOK_AGE_S
         found = self._seen(max_age_s).get(run) or self._asked(run)
         if found is None:
             return Observation(phase=Phase.ABSENT)
@@ -115,9 +115,10 @@ class ClusterLauncher:
         with self._lock:
             self._made.pop(run, None)
 
-    def active(self) -> list[ActiveRun]:
-        """All runs that are RUNNING or WAITING."""
-        return [run.active for run in self._seen(_HINT_AGE_S).values() if not run.is_over]
+    def active(self, *, is_fresh: bool = False) -> list[ActiveRun]:
+        """All runs that are RUNNING or WAITING; this process's own launches are always among them."""
+        seen = self._seen(_FRESH_S if is_fresh else _LOOK_AGE_S)
+        return [run.active for run in seen.values() if not run.is_over]
 
     def tenant_of(self, run: str) -> str:
         """Whose this run is, by its own label."""
@@ -179,26 +180,30 @@ class ClusterLauncher:
         names = ("job", "attempt")
         labels = run.item["metadata"]["labels"]
         own = {f"{pod.LABEL}{name}": labels[f"{pod.LABEL}{name}"] for name in names}
-        return self._kube.list_all(self._path(_PODS), labels={**pod.MANAGED_BY, **own})
+        return self._kube.list_all(self._path(_PODS), labels={**pod.MANAGED_BY, **own}, keep=_trimmed_pod)
 
     def _list_runs(self) -> dict[str, _Run]:
-        items = self._kube.list_all(self._path(self._kind.collection), labels={**pod.MANAGED_BY, **pod.ACTIVE})
-        return {item["metadata"]["name"]: _run(item) for item in items if _is_ours(item)}
+        runs = self._kube.list_all(
+            self._path(self._kind.collection),
+            labels={**pod.MANAGED_BY, **pod.ACTIVE},
+            keep=lambda item: _run(item) if _is_ours(item) else None,
+        )
+        return {run.active.name: run for run in runs if run}
 
     def _list_pods(self) -> dict[str, list[Json]]:
         by_run: dict[str, list[Json]] = defaultdict(list)
-        for item in self._kube.list_all(self._path(_PODS), labels=pod.MANAGED_BY, fields=_ALIVE):
-            by_run[_run_of_pod(item)].append(_trimmed(item))
+        for item in self._kube.list_all(self._path(_PODS), labels=pod.MANAGED_BY, fields=_ALIVE, keep=_trimmed_pod):
+            by_run[_run_of_pod(item)].append(item)
         return by_run
 
     def _list_events(self) -> dict[str, list[Json]]:
         by_uid: dict[str, list[Json]] = defaultdict(list)
-        for item in self._kube.list_all(self._path(_EVENTS), labels={}, fields="type=Warning"):
+        for item in self._kube.list_all(self._path(_EVENTS), labels={}, fields="type=Warning", keep=_trimmed_event):
             by_uid[item["involvedObject"].get("uid", "")].append(item)
         return by_uid
 
     def _list_workloads(self) -> dict[str, Json]:
-        items = self._kube.list_all(self._path(_WORKLOADS), labels={})
+        items = self._kube.list_all(self._path(_WORKLOADS), labels={}, keep=_trimmed)
         return {owner["uid"]: item for item in items for owner in item["metadata"].get("ownerReferences", ())}
 
     def _path(self, collection: str) -> str:
@@ -240,7 +245,37 @@ def _run_of_pod(item: Json) -> str:
 
 
 def _trimmed(item: Json) -> Json:
-    """Without what nobody reads and what makes up most of a list: who wrote which field, and the pod templates."""
-    metadata = {name: value for name, value in item["metadata"].items() if name != "managedFields"}
-    kept = {name: value for name, value in item.get("spec", {}).items() if name in ("suspend", "runPolicy", "nodeName")}
-    return {"metadata": metadata, "spec": kept, "status": item.get("status", {})}
+    """What is read of a run or a workload. A list of a thousand whole ones would take a hundred megabytes."""
+    return {
+        "metadata": _only(
+            item["metadata"],
+            ("name", "uid", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp"),
+        ),
+        "spec": _only(item.get("spec", {}), ("suspend", "runPolicy", "active")),
+        "status": _only(item.get("status", {}), ("conditions",)),
+    }
+
+
+def _trimmed_pod(item: Json) -> Json:
+    """What is read of a pod."""
+    status = item.get("status", {})
+    containers = {
+        name: [_only(container, ("name", "state")) for container in status[name]]
+        for name in ("containerStatuses", "initContainerStatuses")
+        if name in status
+    }
+    conditions = [c for c in status.get("conditions", ()) if c["type"] in ("PodScheduled", "DisruptionTarget")]
+    return {
+        "metadata": _only(item["metadata"], ("name", "labels", "creationTimestamp", "deletionTimestamp")),
+        "spec": _only(item.get("spec", {}), ("nodeName",)),
+        "status": {**_only(status, ("phase", "reason", "message")), "conditions": conditions, **containers},
+    }
+
+
+def _trimmed_event(item: Json) -> Json:
+    """What is read of a warning."""
+    return _only(item, ("reason", "message", "involvedObject"))
+
+
+def _only(item: Json, names: tuple[str, ...]) -> Json:
+    return {name: item[name] for name in names if name in item}

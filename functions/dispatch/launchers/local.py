@@ -102,7 +102,7 @@ class LocalLauncher:
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"cannot start {folder.name}: {error}", retry_after_s=5) from error
 
-    def observe(self, run: str, *, is_hint: bool = False) -> Observation:  # noqa: ARG002  # nothing here is old
+    def observe(self, run: str, *, is_fresh: bool = False) -> Observation:  # noqa: ARG002  # nothing here is old
         """Where the run is."""
         folder = self._root / run
         if not folder.exists():
@@ -126,7 +126,7 @@ class LocalLauncher:
         folder = self._root / run
         self._end(folder, patience_s=_CANCEL_S)
 
-    def active(self) -> list[ActiveRun]:
+    def active(self, *, is_fresh: bool = False) -> list[ActiveRun]:  # noqa: ARG002
         """All runs that are RUNNING."""
         return [_active(self._root / name) for name in self._running()]
 
