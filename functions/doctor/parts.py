@@ -29,6 +29,9 @@ _PROBE = b"Written by cinevent doctor; it may be deleted.\n"
 def log(settings: Settings) -> Iterator[Finding]:
     """NATS with JetStream, the streams and the consumers."""
     fix = "cinevent local" if settings.launcher == "local" else "kubectl get pods -A -l app.kubernetes.io/name=nats"
+    if settings.nats_creds and not Path(settings.nats_creds).is_file():
+        yield wrong("nats", f"{settings.nats_creds} is no file", fix="correct CINEVENT_NATS_CREDS, or mount its Secret")
+        return
     with closing(Bus.open(settings, is_client=True)) as bus:
         found = attempt("nats", bus.server, fix=f"{fix}; or set CINEVENT_NATS_URL, and CINEVENT_NATS_CREDS")
         yield found

@@ -91,6 +91,12 @@ def test_a_server_without_jetstream_is_wrong(settings: Settings, nats: NatsServe
     assert "JetStream" in found[0].text
 
 
+def test_credentials_that_are_not_there_are_named(settings: Settings, tmp_path: Path) -> None:
+    found = list(examine(replace(settings, nats_creds=str(tmp_path / "user.creds")), Where(), ["nats"]))
+
+    assert [(finding.verdict, "user.creds is no file" in finding.text) for finding in found] == [(Verdict.WRONG, True)]
+
+
 @pytest.mark.parametrize(("said", "verdict"), [("always", Verdict.OK), ("1m", Verdict.WRONG)])
 def test_a_server_that_syncs_late_is_wrong(monitored: tuple[NatsServer, str], said: str, verdict: Verdict) -> None:
     server, monitor = monitored
