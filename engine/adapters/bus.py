@@ -101,7 +101,7 @@ class Bus:
 
     def topology_problems(self) -> list[str]:
         """In what the streams and consumers are not as contract/streams.py says. Raises Unavailable."""
-        return self._call(lambda: differences(self._js, replicas=self._settings.nats_replicas), deadline_s=5.0)
+        return self._call(lambda: differences(self._js, self._settings), deadline_s=5.0)
 
     def publish(self, event: Event, *, first: str | None = None, deadline_s: float = 5.0) -> int:
         """Put a job event into the log; returns its stream sequence once the server has it.

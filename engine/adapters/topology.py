@@ -80,7 +80,7 @@ async def _ensure_stream(js: "JetStreamContext", stream: Stream, replicas: int) 
         await js.update_stream(config)
 
 
-async def differences(js: "JetStreamContext", *, replicas: int) -> list[str]:
+async def differences(js: "JetStreamContext", settings: Settings) -> list[str]:
     """What `ensure` would have to do: streams and consumers that are missing, or in which fields they differ."""
     from nats.js.errors import NotFoundError
 
@@ -91,7 +91,7 @@ async def differences(js: "JetStreamContext", *, replicas: int) -> list[str]:
         except NotFoundError:
             found.append(f"stream {stream.name} is missing")
         else:
-            found += _differences(f"stream {stream.name}", there, stream_config(stream, replicas))
+            found += _differences(f"stream {stream.name}", there, stream_config(stream, settings.nats_replicas))
     for consumer in CONSUMERS.values():
         try:
             there = (await js.consumer_info(consumer.stream, consumer.name)).config
