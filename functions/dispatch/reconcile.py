@@ -79,9 +79,10 @@ class Reconciler:
                 self._launcher.cancel(hint.run)
 
     def _observe(self, job: Job, *, is_fresh: bool) -> Observation:
-        if job.attempt == 0:
+        if job.attempt == 0 and not job.state.is_final:
+            # To be launched or to be ended, whatever is there: both are the same for a run that is there already.
             return Observation(phase=Phase.ABSENT)
-        return self._launcher.observe(run_name(job.id, job.attempt), is_fresh=is_fresh)
+        return self._launcher.observe(run_name(job.id, max(1, job.attempt)), is_fresh=is_fresh)
 
     def _stop_others(self, job: Job) -> None:
         """End runs of older attempts: a dispatch that died between two acts may have left one."""
@@ -101,8 +102,8 @@ class Reconciler:
     def _wait(self, job: Job, decision: Decision) -> None:
         self._set_alarm(job)
         why = decision.waiting
-        # Once per reason: the words change with every node that comes or goes. A job whose run waits again, as when Kueue
-        # took its place, is not set back.
+        # Once per reason: the words change with every node that comes or goes. A job whose run waits again, as when
+        # Kueue took its place, is not set back.
         if why and job.state is State.PENDING and job.waiting.get("reason") != why.reason:
             data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
             self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
@@ -138,7 +139,8 @@ class Reconciler:
         )
 
     def _stop(self, job: Job, _decision: Decision) -> None:
-        self._launcher.cancel(run_name(job.id, job.attempt))
+        # The first one may have been started by a dispatch that died before it could say so.
+        self._launcher.cancel(run_name(job.id, max(1, job.attempt)))
 
     def _cancel(self, job: Job, decision: Decision) -> None:
         self._stop(job, decision)

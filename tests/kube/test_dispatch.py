@@ -23,7 +23,7 @@ from functions.dispatch.launchers.cluster import KINDS, ClusterLauncher
 from functions.dispatch.launchers.kube import Kube
 from tests.kube.operator import Operator
 from tests.kube_api import Call, KubeApi, Refused
-from tests.make import JOB, TENANT, a_manifest, a_request, an_event
+from tests.make import JOB, TENANT, a_manifest, a_plan, a_request, an_event
 from tests.servers import wait_until
 
 RUN, NEXT = run_name(JOB, 1), run_name(JOB, 2)
@@ -222,6 +222,20 @@ def test_a_finished_job_leaves_the_lists_and_a_cancelled_one_the_cluster(dispatc
     assert runs(api) == [RUN]
     assert dispatch.launcher.active() == []
     assert dispatch.deps.history.get(TENANT, OTHER).state is State.CANCELLED
+
+
+def test_a_run_that_nobody_could_speak_of_is_ended_with_its_job(dispatch: Dispatch, api: KubeApi) -> None:
+    """dispatch was killed after the creation; the cancel came before the request was delivered again."""
+    dispatch.deps.bus.publish(an_event("requested", time=datetime.now(UTC)))
+    dispatch.launcher.launch(dispatch.deps.history.get(TENANT, JOB), attempt=1, plan=a_plan(), environ={})
+    dispatch.deps.bus.publish(an_event("cancel"))
+
+    assert dispatch.tell(an_event("cancel")).status_code == 204
+
+    assert (runs(api), dispatch.deps.history.get(TENANT, JOB).state) == ([], State.CANCELLED)
+    dispatch.launcher.launch(dispatch.deps.history.get(TENANT, JOB), attempt=1, plan=a_plan(), environ={})
+    assert dispatch.tell(an_event("requested")).status_code == 204
+    assert runs(api) == []
 
 
 def test_a_run_of_an_older_attempt_is_ended(dispatch: Dispatch, api: KubeApi) -> None:
