@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,17 @@ from engine.contract.settings import Settings, env_name
 from engine.contract.streams import CONSUMERS, SOURCES, STREAMS
 from functions.cli import make_parser
 from functions.dispatch import hint
-from functions.dispatch.launchers.pod import MANAGED_BY
+from functions.dispatch.launchers.overlay import check
+from functions.dispatch.launchers.pod import MANAGED_BY, template
 from functions.doctor.report import PARTS
 from functions.gunicorn_conf import threads
+from knative.check import problems
 from knative.generate import stale, write
 from knative.render import OVERLAYS, load
+from tests.make import an_order
 from tests.manifests import FUNCTIONS, RENDERS, data, objects, of, pods
 
+ROOT = Path(__file__).parents[2]
 # Read by Python and boto3, not by Settings.
 FOREIGN = {"PYTHONUNBUFFERED", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 KSVC = "serving.knative.dev/v1"
@@ -234,11 +237,50 @@ def test_every_pod_is_restricted(names: tuple[str, ...]) -> None:
     )
 
 
-def test_the_pod_of_every_run_is_restricted() -> None:
-    pod = load(files("functions.dispatch.launchers").joinpath("pod.yaml").read_text(encoding="utf-8"))[0]
+def run_of(overlay: str) -> dict[str, Any]:
+    """The pod template of a run as dispatch makes it from an overlay's ConfigMap."""
+    patch = load(data("cinevent-run-overlay", overlay)["overlay.yaml"])[0]
+    return template(an_order(overlay=check(patch)))
 
-    assert restricted(pod) == []
-    assert pod["spec"]["serviceAccountName"] in of("ServiceAccount", "prod")
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_run_of_an_overlay_is_restricted_and_whole(overlay: str) -> None:
+    run = run_of(overlay)
+
+    assert restricted(run) == []
+    assert run["spec"]["serviceAccountName"] in of("ServiceAccount", overlay)
+    assert [volume for volume in run["spec"]["volumes"] if len(volume) != 2] == []
+    resources = run["spec"]["containers"][0]["resources"]
+    # A quantity may be a number; the client's model does not know.
+    resources["limits"] = {name: str(value) for name, value in resources["limits"].items()}
+    whole = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "run"}, "template": run}
+    assert list(problems(whole, {})) == []
+
+
+def test_a_run_of_the_overlay_dev_needs_no_gpu_and_one_of_prod_does() -> None:
+    limits = {name: run_of(name)["spec"]["containers"][0]["resources"]["limits"] for name in OVERLAYS}
+
+    assert ["nvidia.com/gpu" in limits[name] for name in ("dev", "prod")] == [False, True]
+
+
+def test_the_secret_of_runs_is_made_under_the_name_that_their_template_has() -> None:
+    named = run_of("dev")["spec"]["containers"][0]["envFrom"]
+
+    assert [each["secretRef"]["name"] for each in named if "secretRef" in each] == ["cinevent-engine"]
+    assert "cinevent-engine" in of("Secret", "dev")
+
+
+def test_nats_in_production_syncs_and_has_the_account_that_keda_asks_for() -> None:
+    values = load((ROOT / "knative/nats/values.yaml").read_text())[0]
+    config = values["config"]
+    env = values["container"]["env"].values()
+    secrets = {each["valueFrom"]["secretKeyRef"]["key"] for each in env if isinstance(each, dict)}
+
+    assert config["jetstream"]["merge"]["sync_interval"] == "always"
+    assert config["cluster"]["replicas"] == Settings.read(data("cinevent-settings", "prod")).nats_replicas == 3
+    assert set(config["merge"]["accounts"]) == {"CINEVENT", config["merge"]["system_account"]}
+    assert config["monitor"] == {"enabled": True, "port": 8222}
+    assert secrets == {"cinevent", "sys"}
 
 
 def test_only_dispatch_and_who_looks_in_its_name_have_a_token() -> None:
