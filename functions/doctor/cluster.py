@@ -5,7 +5,6 @@ more than that may; elsewhere about dispatch's account, in the name of whoever K
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from engine.contract.errors import CineventError
@@ -15,7 +14,6 @@ from functions.dispatch.launchers.kube import Kube
 from functions.dispatch.launchers.permissions import BY_LAUNCHER, WORKLOADS, Permission
 from functions.doctor.finding import Finding, Wrong, attempt, not_checked, ok, wrong
 
-_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _ACCOUNT = "cinevent-dispatch"
 _NEEDED = {
     "serving.knative.dev/v1": "Knative Serving",
@@ -31,7 +29,7 @@ _FUNCTIONS = ("submit", "dispatch", "notify")
 _APPLY = "kubectl apply -k knative/overlays/YOURS"
 
 
-def examine(settings: Settings, *, kubeconfig: str) -> Iterator[Finding]:
+def examine(settings: Settings, *, kubeconfig: str, in_pod: bool) -> Iterator[Finding]:
     """Everything that the cluster shows."""
     if settings.launcher == "local":
         yield not_checked("cluster", "no cluster: CINEVENT_LAUNCHER is local")
@@ -44,9 +42,9 @@ def examine(settings: Settings, *, kubeconfig: str) -> Iterator[Finding]:
         return
     try:
         yield from _kinds(groups, settings)
-        yield _permissions(kube, settings)
+        yield _permissions(kube, settings, in_pod=in_pod)
         yield _image(settings)
-        if _TOKEN.exists():
+        if in_pod:
             yield not_checked("ready", "a pod's account does not see functions and sources; ask with a KUBECONFIG")
             return
         yield from _ready(kube)
@@ -67,16 +65,16 @@ def _kinds(groups: list[Any], settings: Settings) -> Iterator[Finding]:
             yield wrong("kinds", text, fix=f"install {project}: docs/operations.md, Install")
 
 
-def _permissions(kube: Kube, settings: Settings) -> Finding:
+def _permissions(kube: Kube, settings: Settings, *, in_pod: bool) -> Finding:
     wanted = (*BY_LAUNCHER[settings.launcher], *((WORKLOADS,) if settings.kueue_queue else ()))
-    who = "this pod's account" if _TOKEN.exists() else f"the account {_ACCOUNT}"
+    who = "this pod's account" if in_pod else f"the account {_ACCOUNT}"
 
     def look() -> str:
         missing = [
             f"{verb} {permission.resource}"
             for permission in wanted
             for verb in permission.verbs
-            if not _is_allowed(kube, permission, verb)
+            if not _is_allowed(kube, permission, verb, in_pod=in_pod)
         ]
         if missing:
             raise Wrong(f"{who} in {kube.namespace} may not {', '.join(missing)}")
@@ -85,11 +83,11 @@ def _permissions(kube: Kube, settings: Settings) -> Finding:
     return attempt("permissions", look, fix=f"{_APPLY} (knative/base/rbac.yaml)")
 
 
-def _is_allowed(kube: Kube, permission: Permission, verb: str) -> bool:
+def _is_allowed(kube: Kube, permission: Permission, verb: str, *, in_pod: bool) -> bool:
     attributes = {"namespace": kube.namespace, "group": permission.group, "resource": permission.resource, "verb": verb}
     spec: dict[str, Any] = {"resourceAttributes": attributes}
     kind = "SelfSubjectAccessReview"
-    if not _TOKEN.exists():
+    if not in_pod:
         kind, spec["user"] = "SubjectAccessReview", f"system:serviceaccount:{kube.namespace}:{_ACCOUNT}"
     body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "metadata": {}, "spec": spec}
     return bool(kube.create(f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body)["status"]["allowed"])

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.contract.errors import CineventError
@@ -24,12 +25,17 @@ def add(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, one line per check")
 
 
+_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Where:
     """What is not a setting, and where to look."""
 
     nats_monitor: str = ""
     kubeconfig: str = ""
+    in_pod: bool = False
+    """Whether this process has an account of the cluster's own."""
 
 
 # In the order of a request's way.
@@ -40,7 +46,7 @@ _CHECKS: dict[str, Callable[[Settings, Where], Iterable[Finding]]] = {
     "store": lambda settings, _: [parts.store(settings)],
     "weights": lambda settings, _: [parts.weights(settings)],
     "webhooks": lambda settings, _: [parts.webhooks(settings)],
-    "cluster": lambda settings, where: cluster.examine(settings, kubeconfig=where.kubeconfig),
+    "cluster": lambda settings, where: cluster.examine(settings, kubeconfig=where.kubeconfig, in_pod=where.in_pod),
 }
 
 PARTS = tuple(_CHECKS)
@@ -57,7 +63,9 @@ def examine(settings: Settings, where: Where, names: Collection[str] = ()) -> It
 
 def _run(options: argparse.Namespace, settings: Settings) -> int:
     is_wrong = False
-    where = Where(nats_monitor=options.nats_monitor, kubeconfig=os.environ.get("KUBECONFIG", ""))
+    where = Where(
+        nats_monitor=options.nats_monitor, kubeconfig=os.environ.get("KUBECONFIG", ""), in_pod=_TOKEN.exists()
+    )
     for finding in examine(settings, where, options.parts):
         is_wrong |= finding.verdict is Verdict.WRONG
         print(json.dumps(asdict(finding)) if options.json else _text(finding), flush=True)

@@ -44,10 +44,11 @@ class Cluster(KubeApi):
     def _answer(self, call: Call) -> Said:
         if call.path == "/apis":
             return Said(200, {"groups": [{"versions": [{"groupVersion": each}]} for each in self.groups]})
-        if call.path == "/apis/authorization.k8s.io/v1/subjectaccessreviews":
+        if call.path == f"/apis/authorization.k8s.io/v1/{call.body.get('kind', '').lower()}s":
             asked = call.body["spec"]["resourceAttributes"]
-            is_dispatch = call.body["spec"]["user"] == "system:serviceaccount:cinevent:cinevent-dispatch"
-            is_allowed = is_dispatch and (asked["verb"], asked["resource"]) not in self.forbidden
+            who = call.body["spec"].get("user", "oneself" if call.body["kind"][:4] == "Self" else "")
+            is_known = who in ("oneself", "system:serviceaccount:cinevent:cinevent-dispatch")
+            is_allowed = is_known and (asked["verb"], asked["resource"]) not in self.forbidden
             return Said(201, {**call.body, "status": {"allowed": is_allowed}})
         return super()._answer(call)
 
@@ -133,6 +134,20 @@ def test_without_a_queue_there_is_none_to_check(api: Cluster, kubeconfig: Path) 
     found = findings(kubeconfig, replace(SETTINGS, kueue_queue=""))
 
     assert [finding.part for finding in found if finding.verdict is not Verdict.OK] == ["queue"]
+
+
+def test_inside_a_pod_it_asks_about_itself_and_sees_no_functions(api: Cluster, kubeconfig: Path) -> None:
+    api.forbidden = {("list", "events")}
+    where = Where(kubeconfig=str(kubeconfig), in_pod=True)
+
+    found = list(examine(SETTINGS, where, ["cluster"]))
+
+    assert [(finding.part, finding.verdict) for finding in found if finding.verdict is not Verdict.OK] == [
+        ("permissions", Verdict.WRONG),
+        ("ready", Verdict.NOT_CHECKED),
+    ]
+    assert any("this pod's account in cinevent may not list events" in finding.text for finding in found)
+    assert {call.path.rpartition("/")[2] for call in api.calls if call.method == "POST"} == {"selfsubjectaccessreviews"}
 
 
 def test_a_cluster_that_does_not_answer_is_one_wrong_line(api: Cluster, kubeconfig: Path) -> None:
