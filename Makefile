@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a cat walks on the beach at sunset
 
-.PHONY: demo test check bench docs golden format clean setup
+.PHONY: demo test test-kube check bench docs golden format clean setup
 
 setup: .venv/installed
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The real kube-apiserver and etcd from KUBEBUILDER_ASSETS, with the definitions in CRD_DIR.
+test-kube: setup
+	$(BIN)/pytest tests/kube --kube=real
 
 check: setup
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from engine.adapters.history import History
 from engine.contract.settings import Settings
 from functions.dispatch.launchers.kube import Kube
 from tests.kube_api import KubeApi
+from tests.kube_server import RealKube
 from tests.servers import NatsServer, Sink
 
 
@@ -84,8 +85,36 @@ def kubeconfig(api: KubeApi, tmp_path: Path) -> Path:
     return api.kubeconfig(tmp_path / "kubeconfig")
 
 
+@pytest.fixture(scope="session")
+def real_kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKube]:
+    """A kube-apiserver with its etcd; what is missing for it is said."""
+    server = RealKube(tmp_path_factory.mktemp("kube"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
-def kube(kubeconfig: Path) -> Iterator[Kube]:
-    opened = Kube.open(kubeconfig=str(kubeconfig))
+def kube(request: pytest.FixtureRequest) -> Iterator[Kube]:
+    """The door to the small API server, or with --kube=real to a namespace of its own in the real one."""
+    if request.config.getoption("--kube") == "real":
+        opened = request.getfixturevalue("real_kube").open()
+    else:
+        opened = Kube.open(kubeconfig=str(request.getfixturevalue("kubeconfig")))
     yield opened
     opened.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kube", choices=("small", "real"), default="small", help="which API server: make test-kube")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --kube=real only what speaks to an API server and does not change how it answers."""
+    if config.getoption("--kube") != "real":
+        return
+    kept = [item for item in items if {"kube"} <= set(item.fixturenames) and "api" not in item.fixturenames]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept

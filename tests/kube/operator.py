@@ -14,14 +14,17 @@ from functions.dispatch.launchers import pod
 from functions.dispatch.launchers.kind import Kind
 from functions.dispatch.launchers.kube import Exists, Json, Kube
 
+# A Job must have been about to end before it ends.
+_BEFORE = {"Complete": ("SuccessCriteriaMet",), "Failed": ("FailureTarget",)}
+
 
 class Operator:
-    """The controller of one kind of runs in the namespace `default`."""
+    """The controller of one kind of runs in a namespace."""
 
     def __init__(self, kube: Kube, kind: Kind) -> None:
         self.kube = kube
-        self.runs = kind.collection.format(namespace="default")
-        self.pods = "/api/v1/namespaces/default/pods"
+        self.runs = kind.collection.format(namespace=kube.namespace)
+        self.pods = f"/api/v1/namespaces/{kube.namespace}/pods"
 
     def make_pods(self, run: str) -> list[str]:
         """The pods of a run, as pending as they are after their creation; returns their names."""
@@ -44,8 +47,11 @@ class Operator:
         return names
 
     def say(self, run: str, kind: str, *, status: str = "True", **more: str) -> None:
-        """Write one condition of a run, instead of those it has."""
-        self.patch_status(f"{self.runs}/{run}", {"conditions": [_condition(kind, status=status, **more)]})
+        """Write one condition of a run, instead of those it has, and what the API server demands beside it."""
+        before = [_condition(name) for name in _BEFORE.get(kind, ()) if self.runs.endswith("/jobs")]
+        times = {"startTime": now(), **({"completionTime": now()} if kind == "Complete" else {})}
+        conditions = [*before, _condition(kind, status=status, **more)]
+        self.patch_status(f"{self.runs}/{run}", {**times, "conditions": conditions})
 
     def pod_is(self, name: str, phase: str, state: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Write the status of a pod; `state` is that of its container."""
@@ -98,5 +104,5 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _condition(kind: str, **more: str) -> Json:
-    return {"type": kind, "lastTransitionTime": now(), **more}
+def _condition(kind: str, *, status: str = "True", **more: str) -> Json:
+    return {"type": kind, "status": status, "lastTransitionTime": now(), **more}

@@ -10,6 +10,7 @@ from functions.dispatch.launchers import kube as door
 from functions.dispatch.launchers.kube import Exists, Kube
 from tests.kube_api import Call, KubeApi, Refused
 
+pytestmark = pytest.mark.usefixtures("api")
 RUNS = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs"
 LABELS = {"app.kubernetes.io/managed-by": "cinevent-dispatch"}
 

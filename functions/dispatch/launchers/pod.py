@@ -114,7 +114,7 @@ def metadata(order: Order) -> dict[str, Any]:
 
 def template(order: Order, *, environ: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The pod template; `environ`: more variables by name, a text or a `valueFrom`."""
-    limits = {"resources": {"limits": {GPU: order.plan.num_processes}}}
+    limits = {"resources": {"limits": {GPU: str(order.plan.num_processes)}}}
     base = overlay.merge(_base(), {"spec": {"containers": [{"name": CONTAINER, **limits}]}})
     pod = overlay.merge(base, order.overlay)
     own = {
