@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.contract.errors import CineventError
 from engine.contract.settings import Settings
 from functions.doctor import cluster, parts
 from functions.doctor.finding import Finding, Verdict
+
+_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 def add(commands: Any) -> None:
@@ -20,12 +21,9 @@ def add(commands: Any) -> None:
     more = "exit code 1 if a part is wrong"
     command = commands.add_parser("doctor", help=text, description=f"{text[0].upper()}{text[1:]}; {more}.")
     command.set_defaults(command=_run)
-    command.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    command.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     command.add_argument("--nats-monitor", default="", metavar="URL", help="of a NATS server's monitor, port 8222")
     command.add_argument("--json", action="store_true", help="print JSON, one line per check")
-
-
-_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +51,16 @@ PARTS = tuple(_CHECKS)
 
 
 def examine(settings: Settings, where: Where, names: Collection[str] = ()) -> Iterator[Finding]:
-    """The findings about these parts, or about all. Raises CineventError for a name that is none."""
-    if unknown := sorted(set(names) - set(PARTS)):
-        raise CineventError(f"there is no part {', '.join(unknown)} to check; allowed: {', '.join(PARTS)}")
+    """The findings about these parts, or about all."""
     for name, check in _CHECKS.items():
         if not names or name in names:
             yield from check(settings, where)
+
+
+def _part(name: str) -> str:
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"there is no part {name!r}; allowed: {', '.join(PARTS)}")
+    return name
 
 
 def _run(options: argparse.Namespace, settings: Settings) -> int:

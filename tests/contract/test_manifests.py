@@ -135,6 +135,16 @@ def test_dispatch_is_fed_in_order() -> None:
     assert {of("ScaledObject", "prod")[name]["spec"]["maxReplicaCount"] for name in feeding} == {1}
 
 
+def test_an_idle_installation_has_no_pod() -> None:
+    """But those of NATS, which Helm installs."""
+    scaled = {item["spec"]["scaleTargetRef"]["name"] for item in of("ScaledObject", "prod").values()}
+    always = ("StatefulSet", "DaemonSet", "ApiServerSource", "ContainerSource", "Job", "Pod")
+
+    assert set(of("Deployment", "prod")) == scaled
+    assert [kind for kind in always if of(kind, "prod")] == []
+    assert all(item["spec"]["suspend"] for item in of("CronJob", "prod").values())
+
+
 def test_keda_owns_the_number_of_sources() -> None:
     assert [name for name, item in of("Deployment", "prod").items() if "replicas" in item["spec"]] == []
 

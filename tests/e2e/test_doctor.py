@@ -50,8 +50,8 @@ def test_without_a_system_each_part_says_what_mends_it(tmp_path: Path) -> None:
 def test_an_unknown_part_is_refused_with_those_that_are_known() -> None:
     done = cinevent("doctor", "gpus")
 
-    assert (done.code, done.out) == (1, "")
-    assert "there is no part gpus to check; allowed: submit, nats" in done.err
+    assert (done.code, done.out) == (2, "")
+    assert "there is no part 'gpus'; allowed: submit, nats" in done.err
 
 
 def test_streams_that_nobody_made_are_missing(settings: Settings) -> None:
