@@ -32,12 +32,15 @@ check: setup
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 	$(BIN)/python -m docs.generate --check
+	$(BIN)/python -m knative.generate --check
+	$(BIN)/python -m knative.check
 
 bench: setup
 	$(BIN)/python -m bench $(ONLY)
 
 docs: setup
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m knative.generate
 
 golden: setup
 	$(BIN)/python -m tests.golden_write

@@ -22,6 +22,7 @@ from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings
 from functions import local, planning
 from functions.client import Client
+from functions.doctor import report as doctor
 from functions.watch import watch
 
 _INPUTS = {
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     video.add_argument("job")
     video.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: JOB.mp4")
     planning.add(commands)
+    doctor.add(commands)
     _add_dead(commands)
     return parser
 

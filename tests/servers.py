@@ -46,8 +46,8 @@ class NatsServer:
         self.directory = directory
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
-        self._config = directory / "nats.conf"
-        self._config.write_text(
+        self.config = directory / "nats.conf"
+        self.config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
             f'jetstream {{ store_dir: "{directory / "jetstream"}", sync_interval: always }}\n'
         )
@@ -57,7 +57,7 @@ class NatsServer:
         binary = Path(sysconfig.get_path("scripts")) / "nats-server"
         assert binary.exists(), "nats-server is missing: make setup installs it"
         self._process = subprocess.Popen(
-            [binary, "-c", self._config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [binary, "-c", self.config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_until(lambda: accepts(self.port), what="nats-server listens")
 

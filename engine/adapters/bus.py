@@ -8,6 +8,7 @@ what it could not do by then is Unavailable. nats-py's `publish_async` is not us
 import asyncio
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from engine.adapters.topology import connect, ensure
+from engine.adapters.topology import connect, differences, ensure
 from engine.contract.codec import decode, encode_nats
 from engine.contract.errors import BadEvent, Conflict, NotFound, Unavailable
 from engine.contract.events import Event, subject
@@ -80,6 +81,27 @@ class Bus:
         """Raise Unavailable unless JetStream answers within half a second."""
         # A lambda: there is no self._js before the connection is up.
         self._call(lambda: self._js.account_info(), deadline_s=0.5)  # noqa: PLW0108
+
+    def server(self) -> str:
+        """The server's version and address, if its JetStream answers. Raises Unavailable."""
+
+        from nats.js.errors import ServiceUnavailableError
+
+        address = _without_password(self._settings.nats_url)
+
+        async def ask() -> str:
+            try:
+                await self._js.account_info()
+            except ServiceUnavailableError as error:
+                message = f"{address} answers, but its JetStream is off"
+                raise Unavailable(message, retry_after_s=_RETRY_AFTER_S) from error
+            return f"nats-server {self._nc.connected_server_version} at {address}"
+
+        return self._call(ask, deadline_s=2.0)
+
+    def topology_problems(self) -> list[str]:
+        """In what the streams and consumers are not as contract/streams.py says. Raises Unavailable."""
+        return self._call(lambda: differences(self._js, self._settings), deadline_s=5.0)
 
     def publish(self, event: Event, *, first: str | None = None, deadline_s: float = 5.0) -> int:
         """Put a job event into the log; returns its stream sequence once the server has it.
@@ -218,7 +240,8 @@ class Bus:
                 except _nats_errors() as error:
                     await self._judge(error)
                     if time.monotonic() + 0.1 >= end:
-                        reason = str(error) or f"no answer from {self._settings.nats_url} in {deadline_s:g} s"
+                        address = _without_password(self._settings.nats_url)
+                        reason = str(error) or f"no answer from {address} in {deadline_s:g} s"
                         raise Unavailable(f"NATS does not answer: {reason}", retry_after_s=_RETRY_AFTER_S) from error
                     await asyncio.sleep(0.1)
 
@@ -260,6 +283,11 @@ class Bus:
                 found.append(_message(answer, headers))
         finally:
             await subscription.unsubscribe()
+
+
+def _without_password(urls: str) -> str:
+    # Whoever reads an error need not know it.
+    return re.sub(r"//[^@/,]*@", "//***@", urls)
 
 
 def _message(answer: Any, headers: dict[str, str]) -> Message:

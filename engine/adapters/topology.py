@@ -80,6 +80,38 @@ async def _ensure_stream(js: "JetStreamContext", stream: Stream, replicas: int) 
         await js.update_stream(config)
 
 
+async def differences(js: "JetStreamContext", settings: Settings) -> list[str]:
+    """What `ensure` would have to do: streams and consumers that are missing, or in which fields they differ."""
+    from nats.js.errors import NotFoundError
+
+    found: list[str] = []
+    for stream in STREAMS:
+        try:
+            there = (await js.stream_info(stream.name)).config
+        except NotFoundError:
+            found.append(f"stream {stream.name} is missing")
+        else:
+            found += _differences(f"stream {stream.name}", there, stream_config(stream, settings.nats_replicas))
+    for consumer in CONSUMERS.values():
+        try:
+            there = (await js.consumer_info(consumer.stream, consumer.name)).config
+        except NotFoundError:
+            found.append(f"consumer {consumer.name} of {consumer.stream} is missing")
+        else:
+            found += _differences(f"consumer {consumer.name}", there, consumer_config(consumer))
+    return found
+
+
+def _differences(name: str, there: Any, wanted: Any) -> list[str]:
+    # What is not set is the server's to choose.
+    ours = {field: value for field, value in vars(wanted).items() if value != getattr(type(wanted)(), field)}
+    return [
+        f"{name}: {field} is {getattr(there, field)}, not {value}"
+        for field, value in ours.items()
+        if getattr(there, field) != value
+    ]
+
+
 def stream_config(stream: Stream, replicas: int) -> Any:
     """The row as nats-py wants it."""
     from nats.js.api import RetentionPolicy, StorageType, StreamConfig

@@ -37,10 +37,10 @@ class System:
     data: Path
     addresses: dict[str, Any]
 
-    def cinevent(self, *arguments: str, timeout_s: float = 60.0) -> Done:
+    def cinevent(self, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 60.0) -> Done:
         """Run one command against this system."""
-        env = {"CINEVENT_PUBLIC_URL": self.addresses["submit"], "CINEVENT_NATS_URL": self.addresses["nats"]}
-        return cinevent(*arguments, env=env, timeout_s=timeout_s)
+        own = {"CINEVENT_PUBLIC_URL": self.addresses["submit"], "CINEVENT_NATS_URL": self.addresses["nats"]}
+        return cinevent(*arguments, env={**own, **(env or {})}, timeout_s=timeout_s)
 
     def submit(self, *more: str) -> str:
         """Submit a small request; returns the job's id."""

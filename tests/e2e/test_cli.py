@@ -25,6 +25,7 @@ OPTIONS = {
     "list": "--cursor --json --limit --nats --url",
     "video": "--json --nats --output --url",
     "plan": "--gpu-memory --gpus --json --nodes --num-frames --size",
+    "doctor": "--json --nats-monitor",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
     "dead redrive": "--json --nats --url",
@@ -198,3 +199,15 @@ def bury(system: System, *, event_body: bytes, subject: str) -> None:
     headers = {f"Cinevent-Dead-{name}": value for name, value in facts.items()}
     bus.publish_bytes(dead_subject("notify-done", subject), headers, event_body)
     bus.close()
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_running_system(system: System, models: Path) -> None:
+    env = {"CINEVENT_STORE_URL": f"file:{system.data / 'store'}", "CINEVENT_MODELS_DIR": str(models)}
+    done = system.cinevent("doctor", env=env)
+
+    verdicts = {line[13:25].strip(): line[:12].strip() for line in done.out.splitlines()}
+    assert (done.code, done.err) == (0, "")
+    assert verdicts == {
+        **dict.fromkeys(("submit", "nats", "streams", "store", "weights"), "ok"),
+        **dict.fromkeys(("sync", "webhooks", "cluster"), "not checked"),
+    }
