@@ -35,7 +35,7 @@ class Snapshot:
     step: int
     latents_bcfhw: torch.Tensor
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    """What the scheduler remembers of earlier steps, as its attributes; empty before the first."""
+    """What the sampler remembers of earlier steps, as its attributes; empty before the first."""
 
     def on(self, device: torch.device) -> "Snapshot":
         """The same, with every tensor on `device`."""
@@ -56,12 +56,14 @@ class Step:
     after: Snapshot
     steps: int
     seconds: float
+    before_bcfhw: torch.Tensor
+    velocity_bcfhw: torch.Tensor
+    sigma: torch.Tensor
 
     @property
     def clean_bcfhw(self) -> torch.Tensor:
-        """What the scheduler takes the finished latents to be; a reference, not a copy."""
-        clean: torch.Tensor = self.after.scheduler["model_outputs"][-1]
-        return clean
+        """What the finished latents would be if the noise fell away at once as the expert predicts it."""
+        return self.before_bcfhw - self.sigma.to(self.before_bcfhw.device) * self.velocity_bcfhw
 
 
 def make_noise(
@@ -87,14 +89,14 @@ def denoise(
 
     All ranks of the mesh must take every step: they meet in it.
     """
-    scheduler, steps = model.schedule.scheduler, model.schedule.steps
-    model.schedule.recall(start.scheduler)
+    schedule = model.schedule
+    schedule.recall(start.scheduler)
     embeddings = _cast(embeddings, model.dtype)
     latents_bcfhw = start.latents_bcfhw
     active = None
-    for step in range(start.step, steps):
+    for step in range(start.step, schedule.steps):
         started = time.perf_counter()
-        t, expert = scheduler.timesteps[step], model.schedule.experts[step]
+        before_bcfhw, expert = latents_bcfhw, schedule.experts[step]
         if active is not None and expert != active:
             # It will not be used again: from now on the other one is whole.
             reshard(model.experts[active]())
@@ -102,15 +104,21 @@ def denoise(
         velocity_bcfhw = _predict(
             model.experts[expert](),
             feed.model_input(latents_bcfhw).to(model.dtype),
-            feed.timestep(t),
+            feed.timestep(schedule.time(step)),
             embeddings,
             scale=scales[expert],
             mesh=mesh,
         )
-        latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
+        latents_bcfhw = schedule.advance(before_bcfhw, velocity_bcfhw, step=step)
         mesh.ranks.settle()
-        after = Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=model.schedule.memory())
-        yield Step(after=after, steps=steps, seconds=time.perf_counter() - started)
+        yield Step(
+            after=Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=schedule.memory()),
+            steps=schedule.steps,
+            seconds=time.perf_counter() - started,
+            before_bcfhw=before_bcfhw,
+            velocity_bcfhw=velocity_bcfhw,
+            sigma=schedule.sigma(step),
+        )
 
 
 def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:

@@ -58,9 +58,7 @@ def make_latents(run: Run) -> tuple[torch.Tensor, Any]:
     row, given, ranks = run.request.row, run.request.input, run.mesh.ranks
     run.stages.enter("loading")
     start = _where_to_go_on(run)
-    steps = {"steps": given.steps, "done": start.step if start else 0}
-    has_image = given.image is not None
-    parts = load.start(row, run.folder, flow_shift=given.flow_shift, **steps, has_image=has_image, mesh=run.mesh)
+    parts = load.start(row, run.folder, given, done=start.step if start else 0, mesh=run.mesh)
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     noise_bcfhw = make_noise(row, **size, seed=given.seed, device=ranks.device)
     fed = _feed(run, parts, noise_bcfhw)

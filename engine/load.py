@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from engine import sequence
 from engine.contract.models import ModelRow
+from engine.contract.request import Input
 from engine.mesh import Mesh, Ranks
 from engine.models import wan
 
@@ -34,13 +35,17 @@ class Parts:
     """The autoencoder, on the CPU; None on all ranks but the reporter."""
 
 
-def start(
-    row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, has_image: bool = False, mesh: Mesh
-) -> Parts:
+def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mesh) -> Parts:
     """Begin to read what the steps after `done` need of `row`, in the order of its use. All ranks must call it."""
     index = wan.read_index(row, folder)
-    device = mesh.ranks.device
-    schedule = wan.load_schedule(row, folder, flow_shift=flow_shift, steps=steps, device=device)
+    schedule = wan.load_schedule(
+        row,
+        folder,
+        sampler=given.sampler,
+        flow_shift=given.flow_shift,
+        steps=given.steps,
+        device=mesh.ranks.device,
+    )
     names = wan.expert_names(row)
     needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
@@ -52,7 +57,7 @@ def start(
     if vae is not None:
         # Before the experts if it has an image to encode; else after them, and long before it is used: a broken one is
         # found before the denoising, not after it.
-        modules = {"vae": vae, **modules} if has_image else {**modules, "vae": vae}
+        modules = {"vae": vae, **modules} if given.image else {**modules, "vae": vae}
     read = {name: reader.submit(wan.read_weights, module, folder / name).result for name, module in modules.items()}
     reader.shutdown(wait=False)
     denoiser = wan.Denoiser(

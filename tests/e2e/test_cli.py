@@ -17,8 +17,9 @@ from tests.servers import free_port
 
 OPTIONS = {
     "local": "--data --json --models --nats-port --port --processes --ready-file",
-    "submit": "--crf --file --fps --guidance-scale --height --image --json --key --model --nats --negative-prompt "
-    "--num-frames --priority --seed --steps --url --watch --webhook --width",
+    "submit": "--cache --crf --file --flow-shift --fps --guidance-scale --guidance-scale-2 --height --image --json "
+    "--key --lora --model --nats --negative-prompt --num-frames --preset --priority --sampler --seed --steps --url --watch "
+    "--webhook --width",
     "get": "--json --nats --url",
     "watch": "--json --nats --url",
     "cancel": "--json --nats --url",

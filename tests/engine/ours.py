@@ -21,7 +21,7 @@ from engine.mesh import Mesh, Ranks, divide
 from engine.models import feed, tiny
 from engine.models.wan import Denoiser
 from engine.report import Silence
-from engine.stop import Stop
+from engine.stop import Stop, Why
 from engine.tiles import Tiles
 from tests.make import a_plan, a_request, an_input
 from tests.pictures import a_file, a_picture
@@ -54,6 +54,18 @@ def upload(request: Request) -> bytes:
     return a_file(a_picture(request.input.width * 2, request.input.height * 2))
 
 
+class Drain(Stop):
+    """A run that is told to end after so many steps."""
+
+    def __init__(self, *, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def why(self) -> Why:
+        self._left -= 1
+        return Why.DRAIN if self._left <= 0 else Why.NOT
+
+
 def our_latents(request: Request, models: Path, ranks: Ranks, **over: Any) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
     return make_latents(a_run(request, models, ranks, **over))
@@ -75,7 +87,7 @@ def a_read_picture(request: Request, file: bytes) -> Picture:
 
 def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
     """The model of a request, on these ranks."""
-    return load.start(row, models / row.name, flow_shift=given.flow_shift, steps=given.steps, mesh=mesh).denoiser
+    return load.start(row, models / row.name, given, mesh=mesh).denoiser
 
 
 def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
