@@ -29,7 +29,7 @@ from engine.denoise import Snapshot
 _log = logging.getLogger(__name__)
 
 # The form of the file; another one is refused like another version of a library.
-_FORMAT = 1
+_FORMAT = 2
 # The newest may be what a dying disk or process broke.
 _KEPT = 2
 # Libraries whose versions may change the numbers.
@@ -51,7 +51,9 @@ def identity(request: Request, folder: Path, *, image: str = "") -> str:
     ]
     versions = {name: metadata.version(name) for name in _LIBRARIES}
     video = {"model": request.model, "dtype": request.row.dtype, "input": request.to_json()["input"], "image": image}
-    text = json.dumps([_FORMAT, video, weights, versions], sort_keys=True)
+    # It says which steps are computed.
+    calibration = repr(request.row.magnitudes) if request.input.cache == "magcache" else ""
+    text = json.dumps([_FORMAT, video, weights, versions, calibration], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -133,7 +135,8 @@ class Checkpoints:
 def _save(snapshot: Snapshot, path: Path, *, identity: str) -> None:
     tensors = {"latents": snapshot.latents_bcfhw}
     scheduler = {name: _pack(value, name, tensors) for name, value in snapshot.scheduler.items()}
-    head = {"identity": identity, "step": snapshot.step, "scheduler": scheduler}
+    cache = {name: _pack(value, f"cache.{name}", tensors) for name, value in snapshot.cache.items()}
+    head = {"identity": identity, "step": snapshot.step, "scheduler": scheduler, "cache": cache}
     # Clones: safetensors refuses two names for one memory.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     save_file(copies, path, metadata={"cinevent": json.dumps(head)})
@@ -145,8 +148,10 @@ def _load(path: Path, *, identity: str) -> Snapshot:
         if head["identity"] != identity:
             raise ValueError("it is of another request, other weights or other versions")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    scheduler = {name: _unpack(value, tensors) for name, value in head["scheduler"].items()}
-    return Snapshot(step=head["step"], latents_bcfhw=tensors["latents"], scheduler=scheduler)
+    scheduler, cache = (
+        {name: _unpack(value, tensors) for name, value in head[part].items()} for part in ("scheduler", "cache")
+    )
+    return Snapshot(step=head["step"], latents_bcfhw=tensors["latents"], scheduler=scheduler, cache=cache)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

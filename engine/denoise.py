@@ -9,11 +9,13 @@ Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from engine.cache import NoCache, StepCache
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh, reshard
 from engine.models.feed import Feed
@@ -36,6 +38,10 @@ class Snapshot:
     latents_bcfhw: torch.Tensor
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """What the sampler remembers of earlier steps, as its attributes; empty before the first."""
+    cache: Mapping[str, Any] = field(default_factory=dict)
+    """What is cached of earlier steps."""
+    is_whole: bool = True
+    """False: the next steps reuse what is not in here, and nobody can go on from it."""
 
     def on(self, device: torch.device) -> "Snapshot":
         """The same, with every tensor on `device`."""
@@ -45,8 +51,10 @@ class Snapshot:
                 return [move(item) for item in value]
             return value.to(device) if isinstance(value, torch.Tensor) else value
 
-        memory = {name: move(value) for name, value in self.scheduler.items()}
-        return Snapshot(step=self.step, latents_bcfhw=move(self.latents_bcfhw), scheduler=memory)
+        scheduler, cache = (
+            {name: move(value) for name, value in memory.items()} for memory in (self.scheduler, self.cache)
+        )
+        return replace(self, latents_bcfhw=move(self.latents_bcfhw), scheduler=scheduler, cache=cache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,12 +92,14 @@ def denoise(
     feed: Feed,
     scales: tuple[float, float],
     mesh: Mesh,
+    cache: StepCache | None = None,
 ) -> Iterator[Step]:
     """Every step from `start` to latents that `feed` finishes. `scales`: guidance of the first and the second expert.
 
     All ranks of the mesh must take every step: they meet in it.
     """
-    schedule = model.schedule
+    schedule, cache = model.schedule, cache or NoCache()
+    cache.recall(start.cache)
     schedule.recall(start.scheduler)
     embeddings = _cast(embeddings, model.dtype)
     latents_bcfhw = start.latents_bcfhw
@@ -101,18 +111,27 @@ def denoise(
             # It will not be used again: from now on the other one is whole.
             reshard(model.experts[active]())
         active = expert
-        velocity_bcfhw = _predict(
-            model.experts[expert](),
+        module = model.experts[expert]()
+        predict = partial(
+            _predict,
+            module,
             feed.model_input(latents_bcfhw).to(model.dtype),
             feed.timestep(schedule.time(step)),
             embeddings,
             scale=scales[expert],
             mesh=mesh,
         )
+        velocity_bcfhw = cache.velocity(predict, expert=module, step=step)
         latents_bcfhw = schedule.advance(before_bcfhw, velocity_bcfhw, step=step)
         mesh.ranks.settle()
         yield Step(
-            after=Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=schedule.memory()),
+            after=Snapshot(
+                step=step + 1,
+                latents_bcfhw=latents_bcfhw,
+                scheduler=schedule.memory(),
+                cache=cache.memory(),
+                is_whole=cache.is_whole(step + 1),
+            ),
             steps=schedule.steps,
             seconds=time.perf_counter() - started,
             before_bcfhw=before_bcfhw,

@@ -15,6 +15,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from engine import sequence
+from engine.cache import MagCache, SkippableBlocks, StepCache, make_cache
 from engine.contract.models import ModelRow
 from engine.contract.request import Input
 from engine.mesh import Mesh, Ranks
@@ -31,6 +32,7 @@ class Parts:
     """What is being read; each part waits for itself when it is asked for, and raises JobFailed if it is broken."""
 
     denoiser: wan.Denoiser
+    cache: StepCache
     vae: Callable[[], Any] | None
     """The autoencoder, on the CPU; None on all ranks but the reporter."""
 
@@ -49,7 +51,10 @@ def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mes
     names = wan.expert_names(row)
     needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
+    cached = make_cache(given.cache, row, schedule.experts)
     for expert in needed.values():
+        if isinstance(cached, MagCache):
+            expert.blocks = SkippableBlocks(expert.blocks)
         place(expert, row, mesh)
     # One thread: what is needed first is read first, with all of the disk.
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
@@ -66,7 +71,7 @@ def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mes
         schedule=schedule,
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
-    return Parts(denoiser=denoiser, vae=read.get("vae"))
+    return Parts(denoiser=denoiser, cache=cached, vae=read.get("vae"))
 
 
 def load_vae(folder: Path) -> Any:

@@ -273,8 +273,23 @@ _ROWS = (
         negative_prompt=_NEGATIVE_PROMPT,
         magnitudes=magnitudes.WAN_TI2V_5B,
     ),
-    _tiny("tiny-t2v", image="none", spatial_stride=8, guidance=(4.0, 3.0), boundary=0.875),
-    _tiny("tiny-ti2v", image="optional", spatial_stride=16, guidance=(4.0, None), boundary=None),
+    _tiny(
+        "tiny-t2v",
+        image="none",
+        spatial_stride=8,
+        guidance=(4.0, 3.0),
+        boundary=0.875,
+        magnitudes=magnitudes.TINY_T2V,
+    ),
+    _tiny(
+        "tiny-ti2v",
+        image="optional",
+        spatial_stride=16,
+        guidance=(4.0, None),
+        boundary=None,
+        magnitudes=magnitudes.TINY_TI2V,
+    ),
+    # Not calibrated, as a model is that nobody has measured yet.
     _tiny("tiny-i2v", image="required", spatial_stride=8, guidance=(3.5, 3.5), boundary=0.9),
 )
 

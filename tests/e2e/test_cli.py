@@ -18,8 +18,8 @@ from tests.servers import free_port
 OPTIONS = {
     "local": "--data --json --models --nats-port --port --processes --ready-file",
     "submit": "--cache --crf --file --flow-shift --fps --guidance-scale --guidance-scale-2 --height --image --json "
-    "--key --lora --model --nats --negative-prompt --num-frames --preset --priority --sampler --seed --steps --url --watch "
-    "--webhook --width",
+    "--key --lora --model --nats --negative-prompt --num-frames --preset --priority --sampler --seed --steps --url "
+    "--watch --webhook --width",
     "get": "--json --nats --url",
     "watch": "--json --nats --url",
     "cancel": "--json --nats --url",

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from tests.engine.ours import WAYS, a_video_request, our_model, our_steps
+from tests.engine.ours import WAYS, a_video_request, our_model, our_parts, our_steps
 from tests.make import a_plan
 from tests.ranks import on_ranks
 
@@ -68,6 +68,18 @@ CASES = [
 ]
 
 
+CACHED = [
+    Case("cached, cfg2", on(2, cfg=2)),
+    Case("cached, ulysses2", on(2, ulysses=2)),
+    Case("cached, fsdp2 by layer", on(2, ulysses=2, shard=2, reshard=True), fp32_tolerance=SHARDED * 10),
+]
+"""Plans under which steps reuse what earlier ones computed, by each cache."""
+
+
+def cached_file(case: Case, cache: str, rank: int) -> str:
+    return f"{case.name}, {cache}, {rank}.pt"
+
+
 def file_of(case: Case, way: str, dtype: str, rank: int) -> str:
     return f"{case.name}, {way}, {dtype}, {rank}.pt"
 
@@ -98,6 +110,15 @@ def share_held(expert: torch.nn.Module) -> float:
     return sum(part.numel() for part in here) / sum(parameter.numel() for parameter in parameters)
 
 
+def compute_cached(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
+    mesh = divide(ranks, case.plan)
+    for cache in ("magcache", "taylorseer"):
+        request = a_video_request("tiny-t2v", cache=cache, steps=16)
+        parts = our_parts(request, models, mesh)
+        *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
+        torch.save(last.after.latents_bcfhw, folder / cached_file(case, cache, ranks.rank))
+
+
 def main(models: Path, folder: Path) -> None:
     for world_size in sorted({case.plan.world_size for case in CASES}):
         on_ranks(world_size, lambda ranks: compute_all(models, folder, ranks))
@@ -109,6 +130,9 @@ def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
             compute(case, models, folder, ranks)
             if case.plan.shard > 1:
                 torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
+    for case in CACHED:
+        if case.plan.world_size == ranks.world_size:
+            compute_cached(case, models, folder, ranks)
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:

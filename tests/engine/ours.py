@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from engine import decode, denoise, image, load
+from engine.cache import StepCache
 from engine.contract.artifact import Artifact
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
@@ -90,7 +91,14 @@ def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser
     return load.start(row, models / row.name, given, mesh=mesh).denoiser
 
 
-def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
+def our_parts(request: Request, models: Path, mesh: Mesh) -> load.Parts:
+    """What the engine loads for a request, on these ranks."""
+    return load.start(request.row, models / request.model, request.input, mesh=mesh)
+
+
+def our_steps(
+    model: Denoiser, row: ModelRow, given: Input, mesh: Mesh, *, cache: StepCache | None = None
+) -> Iterator[denoise.Step]:
     """The steps of a request, with embeddings that no prompt gives: enough to compare numbers."""
     prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative if given.guidance_scale > 1 else None)
@@ -98,7 +106,8 @@ def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Itera
     noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
     start = denoise.Snapshot(step=0, latents_bcfhw=noise)
     fed = our_feed(model, row, given, noise)
-    return denoise.denoise(model, embeddings, start, feed=fed, scales=(given.guidance_scale, 3.0), mesh=mesh)
+    scales = (given.guidance_scale, 3.0)
+    return denoise.denoise(model, embeddings, start, feed=fed, scales=scales, cache=cache, mesh=mesh)
 
 
 def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) -> feed.Feed:
