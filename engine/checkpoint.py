@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from engine.adapters.store import Store
 from engine.contract.errors import NotFound, Unavailable
 from engine.contract.request import Request
 from engine.denoise import Snapshot
+from engine.models import lora
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def identity(request: Request, folder: Path, *, image: str = "") -> str:
     Not the number of ranks: any number goes on with the same numbers. Weights are told apart by their names and sizes
     and by the small files beside them; reading 57 GB to compare them would cost more than the steps.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    loras = {one.name for one in request.input.loras}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_used(path.relative_to(folder), loras)]
     weights = [
         (path.relative_to(folder).as_posix(), path.stat().st_size, _digest(path) if path.suffix == ".json" else "")
         for path in files
@@ -55,6 +57,11 @@ def identity(request: Request, folder: Path, *, image: str = "") -> str:
     calibration = repr(request.row.magnitudes) if request.input.cache == "magcache" else ""
     text = json.dumps([_FORMAT, video, weights, versions, calibration], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_used(path: Path, loras: Collection[str]) -> bool:
+    """Whether a file of a model's folder is the model's, or of one of these LoRAs; others come and go beside it."""
+    return path.parts[0] != lora.FOLDER or path.parts[1].removesuffix(".safetensors") in loras
 
 
 class Checkpoints:

@@ -19,7 +19,7 @@ from engine.cache import MagCache, SkippableBlocks, StepCache, make_cache
 from engine.contract.models import ModelRow
 from engine.contract.request import Input
 from engine.mesh import Mesh, Ranks
-from engine.models import wan
+from engine.models import lora, wan
 
 
 def load_text_parts(row: ModelRow, folder: Path, *, ranks: Ranks) -> wan.TextParts | None:
@@ -51,6 +51,8 @@ def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mes
     names = wan.expert_names(row)
     needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
+    files = lora.find(folder, given.loras, names)
+    changes = {names[number]: lora.read(files[names[number]], expert) for number, expert in needed.items()}
     cached = make_cache(given.cache, row, schedule.experts)
     for expert in needed.values():
         if isinstance(cached, MagCache):
@@ -63,7 +65,10 @@ def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mes
         # Before the experts if it has an image to encode; else after them, and long before it is used: a broken one is
         # found before the denoising, not after it.
         modules = {"vae": vae, **modules} if given.image else {**modules, "vae": vae}
-    read = {name: reader.submit(wan.read_weights, module, folder / name).result for name, module in modules.items()}
+    read = {
+        name: reader.submit(_fill, module, folder / name, changes.get(name, {})).result
+        for name, module in modules.items()
+    }
     reader.shutdown(wait=False)
     denoiser = wan.Denoiser(
         experts={number: read[names[number]] for number in needed},
@@ -72,6 +77,13 @@ def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mes
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
     return Parts(denoiser=denoiser, cache=cached, vae=read.get("vae"))
+
+
+def _fill(module: torch.nn.Module, path: Path, changes: lora.Changes) -> torch.nn.Module:
+    wan.read_weights(module, path)
+    # Whatever is made of the weights later is made of the changed ones.
+    lora.add(changes, module)
+    return module
 
 
 def load_vae(folder: Path) -> Any:

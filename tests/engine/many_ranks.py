@@ -68,16 +68,23 @@ CASES = [
 ]
 
 
-CACHED = [
-    Case("cached, cfg2", on(2, cfg=2)),
-    Case("cached, ulysses2", on(2, ulysses=2)),
-    Case("cached, fsdp2 by layer", on(2, ulysses=2, shard=2, reshard=True), fp32_tolerance=SHARDED * 10),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "magcache": {"cache": "magcache"},
+    "taylorseer": {"cache": "taylorseer"},
+    "loras": {"loras": [{"name": "ink"}]},
+}
+"""Options of a request whose numbers differ from those of a plain one."""
+OPTION_CASES = [
+    Case("options, cfg2", on(2, cfg=2)),
+    Case("options, ulysses2", on(2, ulysses=2)),
+    # Four times the steps of the other cases, and what rounding gives is continued.
+    Case("options, fsdp2 by layer", on(2, ulysses=2, shard=2, reshard=True), fp32_tolerance=SHARDED * 10),
 ]
-"""Plans under which steps reuse what earlier ones computed, by each cache."""
+"""Plans under which each of them is computed."""
 
 
-def cached_file(case: Case, cache: str, rank: int) -> str:
-    return f"{case.name}, {cache}, {rank}.pt"
+def option_file(case: Case, option: str, rank: int) -> str:
+    return f"{case.name}, {option}, {rank}.pt"
 
 
 def file_of(case: Case, way: str, dtype: str, rank: int) -> str:
@@ -110,13 +117,13 @@ def share_held(expert: torch.nn.Module) -> float:
     return sum(part.numel() for part in here) / sum(parameter.numel() for parameter in parameters)
 
 
-def compute_cached(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
+def compute_options(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
     mesh = divide(ranks, case.plan)
-    for cache in ("magcache", "taylorseer"):
-        request = a_video_request("tiny-t2v", cache=cache, steps=16)
+    for option, inputs in OPTIONS.items():
+        request = a_video_request("tiny-t2v", **inputs, steps=16)
         parts = our_parts(request, models, mesh)
         *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
-        torch.save(last.after.latents_bcfhw, folder / cached_file(case, cache, ranks.rank))
+        torch.save(last.after.latents_bcfhw, folder / option_file(case, option, ranks.rank))
 
 
 def main(models: Path, folder: Path) -> None:
@@ -130,9 +137,9 @@ def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
             compute(case, models, folder, ranks)
             if case.plan.shard > 1:
                 torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
-    for case in CACHED:
+    for case in OPTION_CASES:
         if case.plan.world_size == ranks.world_size:
-            compute_cached(case, models, folder, ranks)
+            compute_options(case, models, folder, ranks)
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:

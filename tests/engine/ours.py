@@ -119,6 +119,14 @@ def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) 
     return feed.from_image(noise, picture, mask_channels=row.temporal_stride, is_per_token=is_per_token)
 
 
+def block_calls(expert: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks of the expert that compute from now on, one entry per call."""
+    calls: list[torch.nn.Module] = []
+    for block in expert.blocks.children():
+        block.register_forward_hook(lambda block, *_: calls.append(block))
+    return calls
+
+
 def ours(request: Request, models: Path, ranks: Ranks, **over: Any) -> Sample:
     """What the engine makes of a request."""
     latents, vae = our_latents(request, models, ranks, **over)

@@ -19,8 +19,18 @@ from engine.latents import make_latents
 from engine.mesh import Ranks, divide
 from engine.models import wan
 from engine.stop import Stopped
-from tests.engine.many_ranks import CACHED, cached_file
-from tests.engine.ours import ALONE, IMAGE, Drain, a_run, a_video_request, our_latents, our_parts, our_steps
+from tests.engine.many_ranks import OPTION_CASES, option_file
+from tests.engine.ours import (
+    ALONE,
+    IMAGE,
+    Drain,
+    a_run,
+    a_video_request,
+    block_calls,
+    our_latents,
+    our_parts,
+    our_steps,
+)
 from tests.engine.theirs import arguments, pipeline
 
 STEPS = 16
@@ -120,14 +130,6 @@ def test_taylorseer_is_that_of_diffusers(models: Path, ranks: Ranks) -> None:
 # How much is spared.
 
 
-def block_calls(expert: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks of the expert that compute from now on, one entry per call."""
-    calls: list[torch.nn.Module] = []
-    for block in expert.blocks.children():
-        block.register_forward_hook(lambda block, *_: calls.append(block))
-    return calls
-
-
 @pytest.mark.parametrize("name", ["none", *CACHES])
 def test_a_reused_step_computes_no_block(models: Path, ranks: Ranks, name: str) -> None:
     request = a_cached_request("tiny-ti2v", name)
@@ -144,7 +146,7 @@ def test_a_reused_step_computes_no_block(models: Path, ranks: Ranks, name: str) 
 # On several ranks, and after an end before the time.
 
 
-@pytest.mark.parametrize(("case", "name"), [*product(CACHED, CACHES)], ids=lambda one: getattr(one, "name", one))
+@pytest.mark.parametrize(("case", "name"), [*product(OPTION_CASES, CACHES)], ids=lambda one: getattr(one, "name", one))
 def test_two_ranks_with_a_cache_give_the_numbers_of_one(
     many_ranks: Path, models: Path, ranks: Ranks, case: Any, name: str
 ) -> None:
@@ -153,7 +155,7 @@ def test_two_ranks_with_a_cache_give_the_numbers_of_one(
     parts = our_parts(request, models, mesh)
     *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
     for rank in range(case.plan.world_size):
-        found = torch.load(many_ranks / cached_file(case, name, rank))
+        found = torch.load(many_ranks / option_file(case, name, rank))
         torch.testing.assert_close(found, last.after.latents_bcfhw, atol=case.fp32_tolerance, rtol=0)
 
 
