@@ -84,8 +84,7 @@ def _embed(run: Run) -> Embeddings:
     row, given, ranks = run.request.row, run.request.input, run.mesh.ranks
     reader = load.load_text_parts(row, run.folder, ranks=ranks)
     run.stages.enter("encoding_text")
-    # As in diffusers, the first scale alone decides whether there is a negative pass.
-    prompts = [given.prompt, given.negative_prompt] if given.guidance_scale > 1 else [given.prompt]
+    prompts = [given.prompt, given.negative_prompt] if given.has_negative else [given.prompt]
     # The reader is freed on return: the largest thing on the reporter's device after the experts, and of no more use.
     prompt, *negative = text.encode(reader, prompts, ranks=ranks)
     return Embeddings(prompt_bld=prompt, negative_bld=negative[0] if negative else None)

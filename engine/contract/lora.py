@@ -53,6 +53,9 @@ def merge_loras(preset: Iterable[Mapping[str, Any]], given: Iterable[Mapping[str
 
 def lora_problems(loras: tuple[Lora, ...]) -> Iterator[Problem]:
     """The rules that the schema cannot say."""
+    if len(loras) > _MAX:
+        message = f"with those of the preset there are {len(loras)}; allowed: at most {_MAX}"
+        yield Problem(pointer="/input/loras", rule="maxItems", message=message)
     names = [lora.name for lora in loras]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         message = f"named more than once: {', '.join(twice)}; name each LoRA once, with the sum of the scales"

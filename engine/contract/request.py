@@ -58,6 +58,11 @@ class Input:
     """What of earlier steps stands in for later ones; one of the row's caches."""
     loras: tuple[Lora, ...] = ()
 
+    @property
+    def has_negative(self) -> bool:
+        """Whether each step has a second pass, for the negative prompt; as in diffusers, the first scale decides."""
+        return self.guidance_scale > 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Webhook:

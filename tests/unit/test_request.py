@@ -121,6 +121,11 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "a LoRA of too much": (with_input(loras=[{"name": "ink", "scale": 4.5}]), "/input/loras/0/scale", "maximum"),
     "a LoRA with a path": (with_input(loras=[{"name": "a", "path": "x"}]), "/input/loras/0", "additionalProperties"),
     "five LoRAs": (with_input(loras=[{"name": f"a{n}"} for n in range(5)]), "/input/loras", "maxItems"),
+    "four LoRAs beside a preset's": (
+        with_input(preset="lightning", loras=[{"name": f"a{n}"} for n in range(4)]),
+        "/input/loras",
+        "maxItems",
+    ),
     "a LoRA twice": (with_input(loras=[{"name": "a"}, {"name": "a", "scale": 2}]), "/input/loras", "uniqueItems"),
     "an unknown priority": (a_body(priority="urgent"), "/priority", "enum"),
     "no attempts": (a_body(max_attempts=0), "/max_attempts", "minimum"),

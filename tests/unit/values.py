@@ -64,7 +64,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         "crf": st.integers(1, 51),
         "sampler": st.sampled_from(SAMPLERS),
         "cache": st.sampled_from(row.caches),
-        "loras": st.lists(st.sampled_from("abcd"), max_size=4, unique=True).map(
+        "loras": st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(
             lambda names: [{"name": name, **({"scale": 1} if name > "b" else {})} for name in names]
         ),
     }
