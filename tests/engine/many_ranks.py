@@ -117,13 +117,13 @@ def share_held(expert: torch.nn.Module) -> float:
     return sum(part.numel() for part in here) / sum(parameter.numel() for parameter in parameters)
 
 
-def compute_options(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:
-    mesh = divide(ranks, case.plan)
-    for option, inputs in OPTIONS.items():
-        request = a_video_request("tiny-t2v", **inputs, steps=16)
-        parts = our_parts(request, models, mesh)
-        *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
-        torch.save(last.after.latents_bcfhw, folder / option_file(case, option, ranks.rank))
+def with_option(option: str, models: Path, ranks: Ranks, *, plan: Plan) -> torch.Tensor:
+    """What these ranks denoise of a request with one of OPTIONS."""
+    request = a_video_request("tiny-t2v", **OPTIONS[option], steps=16)
+    mesh = divide(ranks, plan)
+    parts = our_parts(request, models, mesh)
+    *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
+    return last.after.latents_bcfhw
 
 
 def main(models: Path, folder: Path) -> None:
@@ -139,7 +139,9 @@ def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
                 torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
     for case in OPTION_CASES:
         if case.plan.world_size == ranks.world_size:
-            compute_options(case, models, folder, ranks)
+            for option in OPTIONS:
+                latents_bcfhw = with_option(option, models, ranks, plan=case.plan)
+                torch.save(latents_bcfhw, folder / option_file(case, option, ranks.rank))
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:

@@ -11,7 +11,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from engine import decode, denoise, image, load
+from engine.adapters.store import DirStore
 from engine.cache import StepCache
+from engine.checkpoint import Checkpoints
 from engine.contract.artifact import Artifact
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
@@ -65,6 +67,11 @@ class Drain(Stop):
     def why(self) -> Why:
         self._left -= 1
         return Why.DRAIN if self._left <= 0 else Why.NOT
+
+
+def checkpoints(folder: Path) -> Checkpoints:
+    """Those of one video; written when a run ends."""
+    return Checkpoints(DirStore(folder), "checkpoints", identity="this video", interval_s=1000)
 
 
 def our_latents(request: Request, models: Path, ranks: Ranks, **over: Any) -> tuple[torch.Tensor, Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,12 @@ import torch
 from diffusers import MagCacheConfig, TaylorSeerCacheConfig
 
 from engine import cache, calibrate
-from engine.adapters.store import DirStore
-from engine.checkpoint import Checkpoints
 from engine.contract.models import CATALOG
 from engine.contract.request import Request
 from engine.latents import make_latents
 from engine.mesh import Ranks, divide
 from engine.models import wan
 from engine.stop import Stopped
-from tests.engine.many_ranks import OPTION_CASES, option_file
 from tests.engine.ours import (
     ALONE,
     IMAGE,
@@ -27,6 +24,7 @@ from tests.engine.ours import (
     a_run,
     a_video_request,
     block_calls,
+    checkpoints,
     our_latents,
     our_parts,
     our_steps,
@@ -143,31 +141,7 @@ def test_a_reused_step_computes_no_block(models: Path, ranks: Ranks, name: str) 
     assert (len(parts.cache.reused) > STEPS // 3) == (name != "none")
 
 
-# On several ranks, and after an end before the time.
-
-
-@pytest.mark.parametrize(("case", "name"), [*product(OPTION_CASES, CACHES)], ids=lambda one: getattr(one, "name", one))
-def test_two_ranks_with_a_cache_give_the_numbers_of_one(
-    many_ranks: Path, models: Path, ranks: Ranks, case: Any, name: str
-) -> None:
-    request = a_cached_request("tiny-t2v", name)
-    mesh = divide(ranks, ALONE)
-    parts = our_parts(request, models, mesh)
-    *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
-    for rank in range(case.plan.world_size):
-        found = torch.load(many_ranks / option_file(case, name, rank))
-        torch.testing.assert_close(found, last.after.latents_bcfhw, atol=case.fp32_tolerance, rtol=0)
-
-
-def test_calibrate_says_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    request = tmp_path / "request.json"
-    request.write_text('{"model": "tiny-t2v", "input": {"prompt": "a cat", "width": 1}}')
-    assert calibrate.main(["--request", str(request), "--models", str(tmp_path)]) == 1
-    assert "calibrate: /input/width: 1 is" in capfd.readouterr().err
-
-
-def checkpoints(folder: Path) -> Checkpoints:
-    return Checkpoints(DirStore(folder), "checkpoints", identity="this video", interval_s=1000)
+# After an end before the time.
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -188,6 +162,9 @@ def test_a_run_that_ends_among_reused_steps_goes_on_to_the_same_latents(
         checkpoints(tmp_path).clear()
 
 
+# The calibration.
+
+
 def test_calibrate_prints_one_ratio_per_step_of_each_expert(
     models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,3 +176,10 @@ def test_calibrate_prints_one_ratio_per_step_of_each_expert(
     assert [line[0] for line in ratios] == [1.0, 1.0]
     assert sum(map(len, ratios)) == 6
     assert all(0.5 < ratio < 2 for line in ratios for ratio in line)
+
+
+def test_calibrate_says_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    request = tmp_path / "request.json"
+    request.write_text('{"model": "tiny-t2v", "input": {"prompt": "a cat", "width": 1}}')
+    assert calibrate.main(["--request", str(request), "--models", str(tmp_path)]) == 1
+    assert "calibrate: /input/width: 1 is" in capfd.readouterr().err

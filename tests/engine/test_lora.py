@@ -13,7 +13,6 @@ from engine.contract.errors import JobFailed
 from engine.contract.request import Request
 from engine.mesh import Ranks, divide
 from tests.engine.loras import FORMS, write_lora
-from tests.engine.many_ranks import OPTION_CASES, option_file
 from tests.engine.ours import ALONE, a_video_request, block_calls, our_latents, our_parts, our_steps
 from tests.engine.theirs import arguments, pipeline
 from tests.make import a_request, an_input
@@ -119,16 +118,6 @@ def test_lightning_is_four_steps_of_one_pass_as_in_diffusers(models: Path, ranks
     }
     latents = fused(request, models, files, scale=1.0)(**arguments(request), output_type="latent").frames
     torch.testing.assert_close(our_latents(request, models, ranks)[0], latents, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("case", OPTION_CASES, ids=lambda case: case.name)
-def test_two_ranks_give_the_numbers_of_one(many_ranks: Path, models: Path, ranks: Ranks, case: Any) -> None:
-    request = a_video_request("tiny-t2v", steps=16, loras=[{"name": "ink"}])
-    mesh = divide(ranks, ALONE)
-    *_, last = our_steps(our_parts(request, models, mesh).denoiser, request.row, request.input, mesh)
-    for rank in range(case.plan.world_size):
-        found = torch.load(many_ranks / option_file(case, "loras", rank))
-        torch.testing.assert_close(found, last.after.latents_bcfhw, atol=case.fp32_tolerance, rtol=0)
 
 
 # What is wrong with a file.

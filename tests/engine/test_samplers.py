@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.adapters.store import DirStore
-from engine.checkpoint import Checkpoints
 from engine.contract.models import CATALOG, SAMPLERS
 from engine.latents import make_latents
 from engine.mesh import Ranks
 from engine.models import wan
 from engine.stop import Stopped
-from tests.engine.ours import IMAGE, Drain, a_run, a_video_request, our_latents
+from tests.engine.ours import IMAGE, Drain, a_run, a_video_request, checkpoints, our_latents
 from tests.engine.theirs import theirs
 
 WAYS = {"tiny-t2v": {}, "tiny-ti2v": IMAGE}
@@ -25,10 +23,6 @@ OTHERS = [name for name in SAMPLERS if name != "unipc"]
 def test_latents_equal_those_of_diffusers(models: Path, ranks: Ranks, model: str, sampler: str, steps: int) -> None:
     request = a_video_request(model, sampler=sampler, steps=steps, **WAYS[model])
     assert torch.equal(our_latents(request, models, ranks)[0], theirs(request, models).latents)
-
-
-def checkpoints(folder: Path) -> Checkpoints:
-    return Checkpoints(DirStore(folder), "checkpoints", identity="this video", interval_s=1000)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
