@@ -118,13 +118,7 @@ def _add_submit(commands: Any) -> None:
     command.add_argument("--model", default="tiny-t2v", choices=CATALOG)
     for name, (kind, text) in _INPUTS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    command.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        metavar="NAME[=SCALE]",
-        help="a LoRA beside the model; may be given again",
-    )
+    command.add_argument("--lora", type=_lora, action="append", metavar="NAME[=SCALE]", help="a LoRA beside the model")
     command.add_argument("--image", type=Path, metavar="FILE", help="the picture that the video starts from")
     command.add_argument("--priority", choices=PRIORITIES)
     command.add_argument("--webhook", metavar="URL", help="tell this address how it ended")

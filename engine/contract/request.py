@@ -17,7 +17,7 @@ from engine.contract.errors import Invalid, Problem
 from engine.contract.lora import LORAS, Lora, lora_problems, merge_loras, read_loras
 from engine.contract.models import CATALOG, SAMPLERS, Limits, ModelRow
 from engine.contract.offers import refuse_unavailable
-from engine.contract.rules import pointer_to, schema_problems, text_problems, url_problems
+from engine.contract.rules import integer_rule, number_rule, pointer_to, schema_problems, text_problems, url_problems
 from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
@@ -152,15 +152,15 @@ def schema(row: ModelRow) -> dict[str, Any]:
     inputs = {
         "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_MAX_CHARACTERS},
         "negative_prompt": {"type": "string", "maxLength": PROMPT_MAX_CHARACTERS, "default": row.negative_prompt},
-        "width": _integer(row.width, multiple_of=row.size_multiple),
-        "height": _integer(row.height, multiple_of=row.size_multiple),
-        "num_frames": _integer(row.num_frames),
-        "fps": _integer(row.fps),
-        "steps": _integer(row.steps),
-        "guidance_scale": _number(0, 30, row.guidance_scale),
-        "flow_shift": _number(0.1, 30, row.flow_shift),
+        "width": integer_rule(row.width, multiple_of=row.size_multiple),
+        "height": integer_rule(row.height, multiple_of=row.size_multiple),
+        "num_frames": integer_rule(row.num_frames),
+        "fps": integer_rule(row.fps),
+        "steps": integer_rule(row.steps),
+        "guidance_scale": number_rule(0, 30, row.guidance_scale),
+        "flow_shift": number_rule(0.1, 30, row.flow_shift),
         "seed": {"type": "integer", "minimum": 0, "maximum": SEED_MAX},
-        "crf": _integer(CRF),
+        "crf": integer_rule(CRF),
         "sampler": {"enum": list(SAMPLERS), "default": SAMPLERS[0]},
         "cache": {"enum": list(row.caches), "default": row.caches[0]},
         "loras": LORAS,
@@ -168,7 +168,7 @@ def schema(row: ModelRow) -> dict[str, Any]:
     if row.presets:
         inputs["preset"] = {"enum": list(row.presets)}
     if row.guidance_scale_2 is not None:
-        inputs["guidance_scale_2"] = _number(0, 30, row.guidance_scale_2)
+        inputs["guidance_scale_2"] = number_rule(0, 30, row.guidance_scale_2)
     if row.image != "none":
         inputs["image"] = {"type": "string", "pattern": NAME_PATTERN, "maxLength": NAME_MAX_CHARACTERS}
     required = ["prompt", "image"] if row.image == "required" else ["prompt"]
@@ -292,15 +292,6 @@ def _size_problems(row: ModelRow, *, width: int, height: int, num_frames: int) -
     if width * height > row.max_pixels:
         message = f"{width} x {height} is {width * height} pixels; {row.name} makes at most {row.max_pixels}"
         yield Problem(pointer="/input/width", rule="max_pixels", message=message)
-
-
-def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:
-    rule = {"type": "integer", "minimum": limits.low, "maximum": limits.high, "default": limits.default}
-    return rule if multiple_of is None else {**rule, "multipleOf": multiple_of}
-
-
-def _number(low: float, high: float, default: float) -> dict[str, Any]:
-    return {"type": "number", "minimum": low, "maximum": high, "default": default}
 
 
 def _kind(value: Any) -> str:

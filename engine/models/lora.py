@@ -91,6 +91,8 @@ def add(changes: Changes, expert: torch.nn.Module) -> None:
     parameters = dict(expert.named_parameters())
     for module, of_module in changes.items():
         weight, rows = _local(parameters[f"{module}.weight"])
+        # What lies in another form than numbers must be read as such first.
+        assert weight.is_floating_point()
         total = weight.to(torch.float32)
         for change in of_module:
             up_or, down_ri = (part.to(weight.device, torch.float32) for part in (change.up_or[rows], change.down_ri))

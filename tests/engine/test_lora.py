@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine import load
 from engine.contract.errors import JobFailed
 from engine.contract.request import Request
 from engine.mesh import Ranks, divide
@@ -41,9 +43,16 @@ def loaded(request: Request, models: Path, ranks: Ranks) -> list[dict[str, torch
     return [dict(experts[number]().named_parameters()) for number in (0, 1)]
 
 
-def fused(request: Request, models: Path, files: dict[str, Path], *, scale: float = SCALE) -> Any:
+def fused(
+    request: Request,
+    models: Path,
+    files: dict[str, Path],
+    *,
+    scale: float = SCALE,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """diffusers' pipeline with these files in its experts."""
-    pipe = pipeline(request, models)
+    pipe = pipeline(request, models, dtype=dtype)
     for expert, file in files.items():
         into = {"load_into_transformer_2": True} if expert == "transformer_2" else {}
         pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="one", **into)
@@ -67,6 +76,21 @@ def test_weights_and_latents_are_those_of_diffusers(folder: Path, ranks: Ranks, 
             torch.testing.assert_close(mine[number][name], parameter, atol=1e-6, rtol=1e-6)
     latents = pipe(**arguments(request), output_type="latent").frames
     torch.testing.assert_close(our_latents(request, folder, ranks)[0], latents, atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_weights_are_those_of_diffusers_to_their_last_bit_but_one(models: Path, ranks: Ranks) -> None:
+    """They round the change before they add it, we the sum alone."""
+    request = with_loras("ink")
+    folder = models / "tiny-t2v"
+    files = {expert: folder / "loras" / "ink" / f"{expert}.safetensors" for expert in EXPERTS}
+    pipe = fused(request, models, files, dtype=torch.bfloat16)
+    row = replace(request.row, dtype="bfloat16")
+    experts = load.start(row, folder, request.input, mesh=divide(ranks, ALONE)).denoiser.experts
+    for number, expert in enumerate(EXPERTS):
+        mine = dict(experts[number]().named_parameters())
+        for name, parameter in getattr(pipe, expert).named_parameters():
+            assert mine[name].dtype == parameter.dtype
+            torch.testing.assert_close(mine[name], parameter, atol=2**-8, rtol=2**-7)
 
 
 def test_one_file_is_for_both_experts_and_one_of_a_pair_for_its_own(folder: Path, ranks: Ranks) -> None:
