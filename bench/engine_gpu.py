@@ -25,6 +25,7 @@ from engine.contract.models import CATALOG, ModelRow
 from engine.denoise import Embeddings, Snapshot, denoise
 from engine.mesh import divide, join
 from engine.models import feed, wan
+from engine.models.schedule import Schedule
 from tests.engine.ours import ALONE
 
 GOAL, PEAK_GOAL = 0.7, 0.6
@@ -155,7 +156,7 @@ def ours(size: Size, transformer: Any, text: torch.Tensor, noise: torch.Tensor) 
         model = wan.Denoiser(
             experts={0: lambda: transformer},
             dtype=size.dtype,
-            schedule=wan.Schedule(scheduler=scheduler, experts=(0,) * STEPS),
+            schedule=Schedule(scheduler=scheduler, experts=(0,) * STEPS),
             expand_timesteps=size.is_per_token,
         )
         fed = feed.from_text(noise, is_per_token=size.is_per_token)

@@ -23,7 +23,7 @@ from engine import denoise, load, text
 from engine.contract.models import CATALOG
 from engine.mesh import divide, join
 from engine.models import feed, tiny, wan
-from tests.engine.ours import ALONE
+from tests.engine.ours import ALONE, a_video_request
 
 LIMIT = 1.02
 # Alternating, so that a busy machine disturbs both sides alike; the median of this many leaves out its outliers.
@@ -68,8 +68,9 @@ def ours(name: str, models: Path) -> Callable[[], torch.Tensor]:
     row, folder = CATALOG[name], models / name
     ranks = join(rank=0, local_rank=0, world_size=1, num_threads=1)
     mesh = divide(ranks, ALONE)
-    setting: dict[str, Any] = {"flow_shift": SHIFT, "steps": STEPS[name]}
-    model = load.start(row, folder, **setting, mesh=mesh).denoiser
+    setting: dict[str, Any] = {"sampler": "unipc", "flow_shift": SHIFT, "steps": STEPS[name]}
+    given = a_video_request(name, flow_shift=SHIFT, steps=STEPS[name]).input
+    model = load.start(row, folder, given, mesh=mesh).denoiser
     parts = load.load_text_parts(row, folder, ranks=ranks)
 
     def run() -> torch.Tensor:

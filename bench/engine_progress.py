@@ -80,8 +80,8 @@ def a_loop(models: Path) -> Any:
 
     def loop(reporter: Reporter | Silence) -> list[float]:
         """Seconds of the steps that nobody disturbed."""
-        setting = {"flow_shift": given.flow_shift, "steps": given.steps, "device": mesh.ranks.device}
-        fresh = replace(model, schedule=wan.load_schedule(row, models / row.name, **setting))
+        setting = {"sampler": given.sampler, "flow_shift": given.flow_shift, "steps": given.steps}
+        fresh = replace(model, schedule=wan.load_schedule(row, models / row.name, **setting, device=mesh.ranks.device))
         seconds, began, switches = [], time.perf_counter(), disturbances()
         for step in our_steps(fresh, row, given, mesh):
             reporter.step(step.after.step, seconds=step.seconds, clean_bcfhw=step.clean_bcfhw)

@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from engine.denoise import Embeddings, Snapshot, Step, denoise
 from engine.mesh import Mesh
 from engine.models.feed import from_text
-from engine.models.wan import Denoiser, Schedule
+from engine.models.schedule import Schedule
+from engine.models.wan import Denoiser
 
 TEXT_DIM = 64
 # 13 latent frames of 12 x 12 patches: 1,872 tokens, a second of computing per step on one core.

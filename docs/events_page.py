@@ -32,6 +32,10 @@ _MEANING = {
     "image": "name of an upload: the picture that the video starts from",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
     "crf": "how much the mp4 may lose: less is finer and larger",
+    "sampler": "how a step follows from those before",
+    "cache": "what of earlier steps stands in for later ones: faster, and not the same video ([engine.md](engine.md))",
+    "loras": "LoRAs that were put beside the model ([models.md](models.md)): a `name` each, and a `scale` from -4 to 4",
+    "preset": "options that belong together ([models.md](models.md)); those that are given beside it come first",
 }
 _OPTION_MEANING = {
     "priority": "who starts first; while all three wait, six to three to one, so that none waits for ever",
@@ -184,6 +188,10 @@ def _input(name: str, described: Mapping[str, Any]) -> str:
         return "not taken"
     if name == "image":
         return "required" if name in described["required"] else "optional"
+    if "enum" in rule:
+        return ", ".join(f"**`{value}`**" if value == rule.get("default") else f"`{value}`" for value in rule["enum"])
+    if rule["type"] == "array":
+        return f"up to {rule['maxItems']}"
     if rule["type"] == "string":
         return f"up to {rule['maxLength']:,} characters"
     return _range(rule) + (f"; **{rule['default']:g}**" if "default" in rule else "")

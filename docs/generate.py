@@ -76,6 +76,37 @@ A file that it does not list is compared with what S3 itself knows: a SHA256 or 
 that is an md5. Where there is none of these, as with objects that are encrypted with a key of KMS and have a CRC64NVME,
 only its size is, and the log says so. From the hub, every file is compared with the hub's own checksum.
 
+## Presets
+
+`input.preset`, or `cinevent submit --preset`, stands for options that belong together. What a request says beside it
+comes first, and its LoRAs go with those of the preset.
+
+{presets}
+
+## LoRAs
+
+A request names LoRAs that were put beside the model, never an address: `"loras": [{{"name": "ink", "scale": 0.8}}]`, or
+`cinevent submit --lora ink=0.8`. In the model's folder:
+
+| file | for |
+| --- | --- |
+| `loras/NAME/transformer.safetensors`, or `high_noise_model.safetensors` | the high-noise expert, or the only one |
+| `loras/NAME/transformer_2.safetensors`, or `low_noise_model.safetensors` | the low-noise expert |
+| `loras/NAME.safetensors` | all experts |
+
+One of a pair may be missing; that expert stays as it is. Files have the names of diffusers and peft, of the original
+Wan code (`diffusion_model.`) or of kohya's scripts (`lora_unet_`). A name that is not there, or a file that does not
+fit the model, fails the job with `lora_invalid` before weights are read. `lightning` is the pair of a folder of
+[lightx2v/Wan2.2-Lightning](https://huggingface.co/lightx2v/Wan2.2-Lightning), copied as it is:
+
+```bash
+mkdir -p "$CINEVENT_MODELS_DIR/wan2.2-t2v-a14b/loras/lightning"
+cp Wan2.2-T2V-A14B-4steps-lora-rank64-*/*_noise_model.safetensors \
+  "$CINEVENT_MODELS_DIR/wan2.2-t2v-a14b/loras/lightning/"
+```
+
+They may also lie below the model's S3 prefix; then they come with it, but not to a pod that has the model already.
+
 _Made from engine/contract/models.py, plan.py and memory.py by `make docs`._
 """
 _FROM = {"none": "text", "optional": "text, or text and an image", "required": "text and an image"}
@@ -129,7 +160,27 @@ def models_page() -> str:
         ("Model", "Heads", "Nodes x GPUs", "cfg x ring x ulysses", "All weights", "Active expert", "By layer"),
         [_plan(row, nodes=nodes, gpus=gpus) for row in CATALOG.values() if row.hub for nodes, gpus in _SHAPES],
     )
-    return _MODELS.format(models=models, plans=plans)
+    return _MODELS.format(models=models, plans=plans, presets=_presets())
+
+
+def _presets() -> str:
+    rows = [
+        (
+            f"`{name}`",
+            f"`{row.name}`",
+            preset.about,
+            ", ".join(f"{key} {_said(of)}" for key, of in preset.options.items()),
+        )
+        for row in CATALOG.values()
+        for name, preset in row.presets.items()
+    ]
+    return table(("Preset", "Model", "What it is", "Options"), rows)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return " and ".join(f"`{one['name']}`" for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _model(row: ModelRow) -> tuple[str, ...]:

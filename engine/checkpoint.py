@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +25,12 @@ from engine.adapters.store import Store
 from engine.contract.errors import NotFound, Unavailable
 from engine.contract.request import Request
 from engine.denoise import Snapshot
+from engine.models import lora
 
 _log = logging.getLogger(__name__)
 
 # The form of the file; another one is refused like another version of a library.
-_FORMAT = 1
+_FORMAT = 2
 # The newest may be what a dying disk or process broke.
 _KEPT = 2
 # Libraries whose versions may change the numbers.
@@ -44,15 +45,23 @@ def identity(request: Request, folder: Path, *, image: str = "") -> str:
     Not the number of ranks: any number goes on with the same numbers. Weights are told apart by their names and sizes
     and by the small files beside them; reading 57 GB to compare them would cost more than the steps.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    loras = {one.name for one in request.input.loras}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_used(path.relative_to(folder), loras)]
     weights = [
         (path.relative_to(folder).as_posix(), path.stat().st_size, _digest(path) if path.suffix == ".json" else "")
         for path in files
     ]
     versions = {name: metadata.version(name) for name in _LIBRARIES}
     video = {"model": request.model, "dtype": request.row.dtype, "input": request.to_json()["input"], "image": image}
-    text = json.dumps([_FORMAT, video, weights, versions], sort_keys=True)
+    # It says which steps are computed.
+    calibration = repr(request.row.magnitudes) if request.input.cache == "magcache" else ""
+    text = json.dumps([_FORMAT, video, weights, versions, calibration], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_used(path: Path, loras: Collection[str]) -> bool:
+    """Whether a file of a model's folder is the model's, or of one of these LoRAs; others come and go beside it."""
+    return path.parts[0] != lora.FOLDER or path.parts[1].removesuffix(".safetensors") in loras
 
 
 class Checkpoints:
@@ -133,7 +142,8 @@ class Checkpoints:
 def _save(snapshot: Snapshot, path: Path, *, identity: str) -> None:
     tensors = {"latents": snapshot.latents_bcfhw}
     scheduler = {name: _pack(value, name, tensors) for name, value in snapshot.scheduler.items()}
-    head = {"identity": identity, "step": snapshot.step, "scheduler": scheduler}
+    cache = {name: _pack(value, f"cache.{name}", tensors) for name, value in snapshot.cache.items()}
+    head = {"identity": identity, "step": snapshot.step, "scheduler": scheduler, "cache": cache}
     # Clones: safetensors refuses two names for one memory.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     save_file(copies, path, metadata={"cinevent": json.dumps(head)})
@@ -145,8 +155,10 @@ def _load(path: Path, *, identity: str) -> Snapshot:
         if head["identity"] != identity:
             raise ValueError("it is of another request, other weights or other versions")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    scheduler = {name: _unpack(value, tensors) for name, value in head["scheduler"].items()}
-    return Snapshot(step=head["step"], latents_bcfhw=tensors["latents"], scheduler=scheduler)
+    scheduler, cache = (
+        {name: _unpack(value, tensors) for name, value in head[part].items()} for part in ("scheduler", "cache")
+    )
+    return Snapshot(step=head["step"], latents_bcfhw=tensors["latents"], scheduler=scheduler, cache=cache)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

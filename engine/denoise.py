@@ -9,11 +9,13 @@ Shapes: b batch (1), c latent channels, f latent frames, h and w latent cells, l
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from engine.cache import NoCache, StepCache
 from engine.contract.models import ModelRow
 from engine.mesh import Mesh, reshard
 from engine.models.feed import Feed
@@ -35,7 +37,11 @@ class Snapshot:
     step: int
     latents_bcfhw: torch.Tensor
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    """What the scheduler remembers of earlier steps, as its attributes; empty before the first."""
+    """What the sampler remembers of earlier steps, as its attributes; empty before the first."""
+    cache: Mapping[str, Any] = field(default_factory=dict)
+    """What is cached of earlier steps."""
+    is_whole: bool = True
+    """False: the next steps reuse what is not in here, and nobody can go on from it."""
 
     def on(self, device: torch.device) -> "Snapshot":
         """The same, with every tensor on `device`."""
@@ -45,8 +51,10 @@ class Snapshot:
                 return [move(item) for item in value]
             return value.to(device) if isinstance(value, torch.Tensor) else value
 
-        memory = {name: move(value) for name, value in self.scheduler.items()}
-        return Snapshot(step=self.step, latents_bcfhw=move(self.latents_bcfhw), scheduler=memory)
+        scheduler, cache = (
+            {name: move(value) for name, value in memory.items()} for memory in (self.scheduler, self.cache)
+        )
+        return replace(self, latents_bcfhw=move(self.latents_bcfhw), scheduler=scheduler, cache=cache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,12 +64,14 @@ class Step:
     after: Snapshot
     steps: int
     seconds: float
+    before_bcfhw: torch.Tensor
+    velocity_bcfhw: torch.Tensor
+    sigma: torch.Tensor
 
     @property
     def clean_bcfhw(self) -> torch.Tensor:
-        """What the scheduler takes the finished latents to be; a reference, not a copy."""
-        clean: torch.Tensor = self.after.scheduler["model_outputs"][-1]
-        return clean
+        """What the finished latents would be if the noise fell away at once as the expert predicts it."""
+        return self.before_bcfhw - self.sigma.to(self.before_bcfhw.device) * self.velocity_bcfhw
 
 
 def make_noise(
@@ -82,35 +92,52 @@ def denoise(
     feed: Feed,
     scales: tuple[float, float],
     mesh: Mesh,
+    cache: StepCache | None = None,
 ) -> Iterator[Step]:
     """Every step from `start` to latents that `feed` finishes. `scales`: guidance of the first and the second expert.
 
     All ranks of the mesh must take every step: they meet in it.
     """
-    scheduler, steps = model.schedule.scheduler, model.schedule.steps
-    model.schedule.recall(start.scheduler)
+    schedule, cache = model.schedule, cache or NoCache()
+    cache.recall(start.cache)
+    schedule.recall(start.scheduler)
     embeddings = _cast(embeddings, model.dtype)
     latents_bcfhw = start.latents_bcfhw
     active = None
-    for step in range(start.step, steps):
+    for step in range(start.step, schedule.steps):
         started = time.perf_counter()
-        t, expert = scheduler.timesteps[step], model.schedule.experts[step]
+        before_bcfhw, expert = latents_bcfhw, schedule.experts[step]
         if active is not None and expert != active:
             # It will not be used again: from now on the other one is whole.
             reshard(model.experts[active]())
         active = expert
-        velocity_bcfhw = _predict(
-            model.experts[expert](),
+        module = model.experts[expert]()
+        predict = partial(
+            _predict,
+            module,
             feed.model_input(latents_bcfhw).to(model.dtype),
-            feed.timestep(t),
+            feed.timestep(schedule.time(step)),
             embeddings,
             scale=scales[expert],
             mesh=mesh,
         )
-        latents_bcfhw = scheduler.step(velocity_bcfhw, t, latents_bcfhw, return_dict=False)[0]
+        velocity_bcfhw = cache.velocity(predict, expert=module, step=step)
+        latents_bcfhw = schedule.advance(before_bcfhw, velocity_bcfhw, step=step)
         mesh.ranks.settle()
-        after = Snapshot(step=step + 1, latents_bcfhw=latents_bcfhw, scheduler=model.schedule.memory())
-        yield Step(after=after, steps=steps, seconds=time.perf_counter() - started)
+        yield Step(
+            after=Snapshot(
+                step=step + 1,
+                latents_bcfhw=latents_bcfhw,
+                scheduler=schedule.memory(),
+                cache=cache.memory(),
+                is_whole=cache.is_whole(step + 1),
+            ),
+            steps=schedule.steps,
+            seconds=time.perf_counter() - started,
+            before_bcfhw=before_bcfhw,
+            velocity_bcfhw=velocity_bcfhw,
+            sigma=schedule.sigma(step),
+        )
 
 
 def _cast(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from engine import first_frame, load, text
+from engine.cache import StepCache
 from engine.checkpoint import Checkpoints
 from engine.contract.request import Request
 from engine.denoise import Embeddings, Snapshot, denoise, make_noise
@@ -48,6 +49,8 @@ class Run:
     """What the request's image names; None on all ranks but the reporter."""
     checkpoints: Checkpoints | None
     """None on all ranks but the reporter, and where there are none."""
+    cache: StepCache | None = None
+    """In place of the request's."""
 
 
 def make_latents(run: Run) -> tuple[torch.Tensor, Any]:
@@ -58,9 +61,7 @@ def make_latents(run: Run) -> tuple[torch.Tensor, Any]:
     row, given, ranks = run.request.row, run.request.input, run.mesh.ranks
     run.stages.enter("loading")
     start = _where_to_go_on(run)
-    steps = {"steps": given.steps, "done": start.step if start else 0}
-    has_image = given.image is not None
-    parts = load.start(row, run.folder, flow_shift=given.flow_shift, **steps, has_image=has_image, mesh=run.mesh)
+    parts = load.start(row, run.folder, given, done=start.step if start else 0, mesh=run.mesh)
     size = {"width": given.width, "height": given.height, "num_frames": given.num_frames}
     noise_bcfhw = make_noise(row, **size, seed=given.seed, device=ranks.device)
     fed = _feed(run, parts, noise_bcfhw)
@@ -83,8 +84,7 @@ def _embed(run: Run) -> Embeddings:
     row, given, ranks = run.request.row, run.request.input, run.mesh.ranks
     reader = load.load_text_parts(row, run.folder, ranks=ranks)
     run.stages.enter("encoding_text")
-    # As in diffusers, the first scale alone decides whether there is a negative pass.
-    prompts = [given.prompt, given.negative_prompt] if given.guidance_scale > 1 else [given.prompt]
+    prompts = [given.prompt, given.negative_prompt] if given.has_negative else [given.prompt]
     # The reader is freed on return: the largest thing on the reporter's device after the experts, and of no more use.
     prompt, *negative = text.encode(reader, prompts, ranks=ranks)
     return Embeddings(prompt_bld=prompt, negative_bld=negative[0] if negative else None)
@@ -109,14 +109,19 @@ def _take_steps(run: Run, parts: load.Parts, embeddings: Embeddings, fed: feed.F
     given = run.request.input
     second = given.guidance_scale if given.guidance_scale_2 is None else given.guidance_scale_2
     scales = (given.guidance_scale, second)
+    cache = run.cache or parts.cache
+    if reused := cache.reused:
+        _log.info("%s: %d of %d steps reuse earlier ones", given.cache, len(reused), given.steps)
     at = start
     with run.stop.held(), watched() as watch:
-        for step in denoise(parts.denoiser, embeddings, start, feed=fed, scales=scales, mesh=run.mesh):
-            at = step.after
+        options = {"feed": fed, "scales": scales, "cache": cache, "mesh": run.mesh}
+        for step in denoise(parts.denoiser, embeddings, start, **options):
             watch(step.seconds)
-            run.stages.reporter.step(at.step, seconds=step.seconds, clean_bcfhw=step.clean_bcfhw)
-            if run.checkpoints:
-                run.checkpoints.offer(at)
+            run.stages.reporter.step(step.after.step, seconds=step.seconds, clean_bcfhw=step.clean_bcfhw)
+            if step.after.is_whole:
+                at = step.after
+                if run.checkpoints:
+                    run.checkpoints.offer(at)
             # Every rank asks after every step, so that all leave after the same one.
             why = Why(run.mesh.ranks.highest(run.stop.why()))
             if why is not Why.NOT:

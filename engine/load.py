@@ -15,9 +15,11 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from engine import sequence
+from engine.cache import MagCache, SkippableBlocks, StepCache, make_cache
 from engine.contract.models import ModelRow
+from engine.contract.request import Input
 from engine.mesh import Mesh, Ranks
-from engine.models import wan
+from engine.models import lora, wan
 
 
 def load_text_parts(row: ModelRow, folder: Path, *, ranks: Ranks) -> wan.TextParts | None:
@@ -30,21 +32,31 @@ class Parts:
     """What is being read; each part waits for itself when it is asked for, and raises JobFailed if it is broken."""
 
     denoiser: wan.Denoiser
+    cache: StepCache
     vae: Callable[[], Any] | None
     """The autoencoder, on the CPU; None on all ranks but the reporter."""
 
 
-def start(
-    row: ModelRow, folder: Path, *, flow_shift: float, steps: int, done: int = 0, has_image: bool = False, mesh: Mesh
-) -> Parts:
+def start(row: ModelRow, folder: Path, given: Input, *, done: int = 0, mesh: Mesh) -> Parts:
     """Begin to read what the steps after `done` need of `row`, in the order of its use. All ranks must call it."""
     index = wan.read_index(row, folder)
-    device = mesh.ranks.device
-    schedule = wan.load_schedule(row, folder, flow_shift=flow_shift, steps=steps, device=device)
+    schedule = wan.load_schedule(
+        row,
+        folder,
+        sampler=given.sampler,
+        flow_shift=given.flow_shift,
+        steps=given.steps,
+        device=mesh.ranks.device,
+    )
     names = wan.expert_names(row)
     needed = {number: wan.make_expert(row, folder, names[number]) for number in sorted(set(schedule.experts[done:]))}
     vae = wan.make_vae(folder) if mesh.ranks.is_reporter else None
+    files = lora.find(folder, given.loras, names)
+    changes = {names[number]: lora.read(files[names[number]], expert) for number, expert in needed.items()}
+    cached = make_cache(given.cache, row, schedule.experts)
     for expert in needed.values():
+        if isinstance(cached, MagCache):
+            expert.blocks = SkippableBlocks(expert.blocks)
         place(expert, row, mesh)
     # One thread: what is needed first is read first, with all of the disk.
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
@@ -52,8 +64,11 @@ def start(
     if vae is not None:
         # Before the experts if it has an image to encode; else after them, and long before it is used: a broken one is
         # found before the denoising, not after it.
-        modules = {"vae": vae, **modules} if has_image else {**modules, "vae": vae}
-    read = {name: reader.submit(wan.read_weights, module, folder / name).result for name, module in modules.items()}
+        modules = {"vae": vae, **modules} if given.image else {**modules, "vae": vae}
+    read = {
+        name: reader.submit(_fill, module, folder / name, changes.get(name, {})).result
+        for name, module in modules.items()
+    }
     reader.shutdown(wait=False)
     denoiser = wan.Denoiser(
         experts={number: read[names[number]] for number in needed},
@@ -61,7 +76,14 @@ def start(
         schedule=schedule,
         expand_timesteps=bool(index.get("expand_timesteps", False)),
     )
-    return Parts(denoiser=denoiser, vae=read.get("vae"))
+    return Parts(denoiser=denoiser, cache=cached, vae=read.get("vae"))
+
+
+def _fill(module: torch.nn.Module, path: Path, changes: lora.Changes) -> torch.nn.Module:
+    wan.read_weights(module, path)
+    # Whatever is made of the weights later is made of the changed ones.
+    lora.add(changes, module)
+    return module
 
 
 def load_vae(folder: Path) -> Any:

@@ -31,6 +31,8 @@ class Work:
     """Length of the transformer's sequence."""
     num_pixels: int
     """Of all frames."""
+    way: str = ""
+    """What makes a step of this run another one than that of most: a single pass, a cache."""
 
     @classmethod
     def of(cls, request: Request, *, world_size: int) -> "Work":
@@ -42,6 +44,7 @@ class Work:
             steps=given.steps,
             num_tokens=row.num_tokens(width=given.width, height=given.height, num_frames=given.num_frames),
             num_pixels=given.width * given.height * given.num_frames,
+            way=("" if given.has_negative else "-one-pass") + ("" if given.cache == "none" else f"-{given.cache}"),
         )
 
     def units(self, part: str) -> float:
@@ -91,7 +94,7 @@ def learn(old: Pace | None, work: Work, seconds: Mapping[str, float]) -> Pace | 
 
 def pace_key(folder: str, work: Work) -> str:
     """Where the pace of such runs is in the store; it tells nothing about any request."""
-    return f"{folder}/{work.model}-{work.world_size}.json"
+    return f"{folder}/{work.model}-{work.world_size}{work.way}.json"
 
 
 def _is_time(value: object, *, may_be_zero: bool) -> bool:

@@ -24,7 +24,9 @@ def split(transformer: Any, group: SequenceGroup) -> None:
     slices = _Slices(group)
     transformer.register_forward_pre_hook(slices.of_timestep, with_kwargs=True)
     transformer.rope.register_forward_hook(slices.of_rope)
-    transformer.blocks[0].register_forward_pre_hook(slices.of_hidden)
+    # Blocks that may be skipped have an input of their own.
+    first = getattr(transformer.blocks, "entry", transformer.blocks[0])
+    first.register_forward_pre_hook(slices.of_hidden)
     transformer.proj_out.register_forward_hook(slices.gather)
     for block in transformer.blocks:
         block.attn1.set_processor(SharedAttention(group, slices))

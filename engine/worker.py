@@ -232,6 +232,7 @@ def _plan(settings: Settings, request: Request, ranks: Ranks) -> Plan:
                 height=given.height,
                 num_frames=given.num_frames,
                 gpu_memory_gib=settings.gpu_memory_gib,
+                has_negative=given.has_negative,
             )
         plan = Plan.from_json(json.loads(settings.plan))
         check(plan, request.row)

@@ -33,6 +33,11 @@ _INPUTS = {
     "fps": (int, "frames per second"),
     "steps": (int, "denoising steps"),
     "guidance_scale": (float, "how strictly to follow the prompt"),
+    "guidance_scale_2": (float, "the same, of the low-noise expert"),
+    "flow_shift": (float, "where on the noise schedule the steps lie"),
+    "sampler": (str, "how a step follows from the last: unipc, euler, dpm++"),
+    "cache": (str, "what of earlier steps stands in for later ones: none, taylorseer, magcache"),
+    "preset": (str, "options that belong together, such as lightning: 4 steps"),
     "seed": (int, "the same seed gives the same video"),
     "crf": (int, "quality of the mp4: 1 (best, large) to 51"),
 }
@@ -115,6 +120,7 @@ def _add_submit(commands: Any) -> None:
     command.add_argument("--model", default="tiny-t2v", choices=CATALOG)
     for name, (kind, text) in _INPUTS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    command.add_argument("--lora", type=_lora, action="append", metavar="NAME[=SCALE]", help="a LoRA beside the model")
     command.add_argument("--image", type=Path, metavar="FILE", help="the picture that the video starts from")
     command.add_argument("--priority", choices=PRIORITIES)
     command.add_argument("--webhook", metavar="URL", help="tell this address how it ended")
@@ -181,12 +187,22 @@ def _request(options: argparse.Namespace) -> Any:
     if not options.prompt:
         raise CineventError("submit needs a prompt, or a request with --file")
     given = {name: value for name in _INPUTS if (value := getattr(options, name)) is not None}
+    if options.lora:
+        given["loras"] = options.lora
     more = {"priority": options.priority, "webhook": {"url": options.webhook} if options.webhook else None}
     return {
         "model": options.model,
         "input": {"prompt": options.prompt, **given},
         **{name: value for name, value in more.items() if value is not None},
     }
+
+
+def _lora(text: str) -> dict[str, Any]:
+    name, _, scale = text.partition("=")
+    try:
+        return {"name": name, **({"scale": float(scale)} if scale else {})}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{scale!r} is no scale; write NAME or NAME=0.8") from error
 
 
 def _read_json(name: str) -> Any:

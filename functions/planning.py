@@ -51,6 +51,7 @@ def _plan(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         num_nodes=settings.num_nodes,
         num_processes=settings.num_processes,
         gpu_memory_gib=settings.gpu_memory_gib,
+        has_negative=row.guidance_scale > 1,
         **video,
     )
     need = estimate(row, chosen, **video)

@@ -70,6 +70,8 @@ class TenantAtCapacity(AtCapacity):
 JOB_ERRORS: dict[str, str] = {
     "model_load_failed": "The model's weights are missing or damaged; whoever runs Cinevent must put them right. Not"
     " tried again.",
+    "lora_invalid": "A LoRA that the request names is not beside the model, or does not fit it; the message says which"
+    " there are. Not tried again.",
     "input_invalid": "The engine cannot make a video of this input; change the request. Not tried again.",
     "plan_invalid": "The processes that this installation gives to a job cannot share the model, or have too little"
     " memory for it; the message says what would fit. Ask for a smaller video or another model, or have the number of"

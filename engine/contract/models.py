@@ -5,8 +5,15 @@ the loader family. It does not know torch. Figures of the Wan2.2 rows: the offic
 (Wan-Video/Wan2.2, wan/configs/*.py); the transformer's patch is (1, 2, 2) in all of them.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.contract import magnitudes
+from engine.contract.magnitudes import Magnitudes
+
+SAMPLERS = ("unipc", "euler", "dpm++")
+"""Solvers of the noise schedule; the first is the one that Wan2.2 was published with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +32,16 @@ class Part:
     dim: int
     """Channels of what it gives: of an embedding, or of the autoencoder's last level."""
     num_params: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """Values for options of a request that belong together, under one name."""
+
+    about: str
+    """For people."""
+    options: Mapping[str, Any]
+    """What a request that names it asks for, where it does not say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +82,14 @@ class ModelRow:
     """Share of the noise schedule above which the high-noise expert works; None where there is one expert."""
     dtype: str
     negative_prompt: str
+    magnitudes: Magnitudes | None = None
+    """What MagCache must know; None: nobody has measured it."""
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """Ways to reuse what earlier steps computed that a request may ask for, the default first."""
+        return ("none", "taylorseer") if self.magnitudes is None else ("none", "taylorseer", "magcache")
 
     @property
     def dim(self) -> int:
@@ -99,6 +124,21 @@ _NEGATIVE_PROMPT = (
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+# The schedule that these LoRAs were distilled on: sigmas 1, 3/4, 1/2, 1/4 before the shift, one pass per step.
+_LIGHTNING = {
+    "lightning": Preset(
+        about="4 steps of one pass each, with the LoRA pair of lightx2v/Wan2.2-Lightning",
+        options={
+            "steps": 4,
+            "guidance_scale": 1.0,
+            "guidance_scale_2": 1.0,
+            "flow_shift": 5.0,
+            "sampler": "euler",
+            "loras": [{"name": "lightning", "scale": 1.0}],
+        },
+    )
+}
+
 # The encoder alone, with its vocabulary of 256,384.
 _UMT5_XXL = Part(dim=4096, num_params=5_680_910_336)
 _TINY_VAES = {8: Part(dim=12, num_params=1_467_607), 16: Part(dim=16, num_params=2_278_920)}
@@ -112,6 +152,7 @@ def _a14b(
     guidance: tuple[float, float],
     shift: float,
     boundary: float,
+    magnitudes: Magnitudes,
 ) -> ModelRow:
     return ModelRow(
         name=name,
@@ -139,6 +180,8 @@ def _a14b(
         boundary=boundary,
         dtype="bfloat16",
         negative_prompt=_NEGATIVE_PROMPT,
+        magnitudes=magnitudes,
+        presets=_LIGHTNING,
     )
 
 
@@ -149,6 +192,7 @@ def _tiny(
     spatial_stride: int,
     guidance: tuple[float, float | None],
     boundary: float | None,
+    magnitudes: Magnitudes | None = None,
 ) -> ModelRow:
     # Real classes, random weights, small enough for a laptop's processor: for tests, demos and development.
     return ModelRow(
@@ -177,6 +221,8 @@ def _tiny(
         boundary=boundary,
         dtype="float32",
         negative_prompt="bright colors overexposed static",
+        magnitudes=magnitudes,
+        presets={} if boundary is None else _LIGHTNING,
     )
 
 
@@ -188,6 +234,7 @@ _ROWS = (
         guidance=(4.0, 3.0),
         shift=12.0,
         boundary=0.875,
+        magnitudes=magnitudes.WAN_T2V_A14B,
     ),
     _a14b(
         "wan2.2-i2v-a14b",
@@ -196,6 +243,7 @@ _ROWS = (
         guidance=(3.5, 3.5),
         shift=5.0,
         boundary=0.9,
+        magnitudes=magnitudes.WAN_I2V_A14B,
     ),
     ModelRow(
         name="wan2.2-ti2v-5b",
@@ -223,9 +271,25 @@ _ROWS = (
         boundary=None,
         dtype="bfloat16",
         negative_prompt=_NEGATIVE_PROMPT,
+        magnitudes=magnitudes.WAN_TI2V_5B,
     ),
-    _tiny("tiny-t2v", image="none", spatial_stride=8, guidance=(4.0, 3.0), boundary=0.875),
-    _tiny("tiny-ti2v", image="optional", spatial_stride=16, guidance=(4.0, None), boundary=None),
+    _tiny(
+        "tiny-t2v",
+        image="none",
+        spatial_stride=8,
+        guidance=(4.0, 3.0),
+        boundary=0.875,
+        magnitudes=magnitudes.TINY_T2V,
+    ),
+    _tiny(
+        "tiny-ti2v",
+        image="optional",
+        spatial_stride=16,
+        guidance=(4.0, None),
+        boundary=None,
+        magnitudes=magnitudes.TINY_TI2V,
+    ),
+    # Not calibrated, as a model is that nobody has measured yet.
     _tiny("tiny-i2v", image="required", spatial_stride=8, guidance=(3.5, 3.5), boundary=0.9),
 )
 

@@ -63,6 +63,7 @@ class _Video:
     height: int
     num_frames: int
     gpu_memory_gib: float
+    has_negative: bool
 
     def needs_gib(self, plan: Plan) -> float:
         """Memory of one GPU."""
@@ -78,15 +79,24 @@ def choose(
     height: int,
     num_frames: int,
     gpu_memory_gib: float = 0.0,
+    has_negative: bool = True,
 ) -> Plan:
     """The plan for a video of `row` on this many processes: cfg first, then Ulysses inside a node, then ring across.
 
     Order after the published best for Wan2.2 (research of TensorRT-LLM VisualGen: 1.9x of 2 for cfg, then Ulysses):
     cfg exchanges one tensor per step, Ulysses four parts of tensors per layer, ring two whole ones. Of the ways to hold
-    the weights it takes the first that fits into `gpu_memory_gib`; 0 stands for unknown.
+    the weights it takes the first that fits into `gpu_memory_gib`; 0 stands for unknown. Without a negative prompt
+    there is nothing for cfg to share, and all processes share the one pass.
     Raises Invalid when nothing fits, naming what would.
     """
-    video = _Video(row=row, width=width, height=height, num_frames=num_frames, gpu_memory_gib=gpu_memory_gib)
+    video = _Video(
+        row=row,
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        gpu_memory_gib=gpu_memory_gib,
+        has_negative=has_negative,
+    )
     plan = _fitting(video, num_nodes=num_nodes, num_processes=num_processes)
     if plan is None:
         raise Invalid(_refusal(video, num_nodes=num_nodes, num_processes=num_processes))
@@ -120,15 +130,22 @@ def check(plan: Plan, row: ModelRow) -> None:
 
 
 def _fitting(video: _Video, *, num_nodes: int, num_processes: int) -> Plan | None:
-    ways = _ways(video.row, num_nodes=num_nodes, num_processes=num_processes)
+    ways = _ways(video, num_nodes=num_nodes, num_processes=num_processes)
     memory_gib = video.gpu_memory_gib or inf
     return next((way for way in ways if video.needs_gib(way) <= memory_gib), None)
 
 
-def _ways(row: ModelRow, *, num_nodes: int, num_processes: int) -> list[Plan]:
+def _ways(video: _Video, *, num_nodes: int, num_processes: int) -> list[Plan]:
     """The plans with these processes, in the order in which they are wanted; or none."""
+    can_halve = num_nodes * num_processes % 2 == 0
+    # What one pass has too few heads for, two ranks of cfg compute both: slower than it could be, but it runs.
+    cfgs = ([2] if video.has_negative else [1, 2]) if can_halve else [1]
+    found = (_ways_by(cfg, video.row, num_nodes=num_nodes, num_processes=num_processes) for cfg in cfgs)
+    return next((ways for ways in found if ways), [])
+
+
+def _ways_by(cfg: int, row: ModelRow, *, num_nodes: int, num_processes: int) -> list[Plan]:
     world_size = num_nodes * num_processes
-    cfg = 1 if world_size % 2 else 2
     ranks = world_size // cfg
     # All ranks of a branch that lie on one node. Where they do not divide the heads, padded heads still use every rank.
     shared = gcd(ranks, num_processes)
@@ -148,7 +165,7 @@ def _ways(row: ModelRow, *, num_nodes: int, num_processes: int) -> list[Plan]:
 
 def _refusal(video: _Video, *, num_nodes: int, num_processes: int) -> Problem:
     row = video.row
-    ways = _ways(row, num_nodes=num_nodes, num_processes=num_processes)
+    ways = _ways(video, num_nodes=num_nodes, num_processes=num_processes)
     counts = f"{num_nodes} x {num_processes}"
     if not ways:
         rule = "degrees"

@@ -14,8 +14,10 @@ from typing import Any
 import jsonschema_rs
 
 from engine.contract.errors import Invalid, Problem
-from engine.contract.models import CATALOG, Limits, ModelRow
-from engine.contract.rules import pointer_to, schema_problems, text_problems, url_problems
+from engine.contract.lora import LORAS, Lora, lora_problems, merge_loras, read_loras
+from engine.contract.models import CATALOG, SAMPLERS, Limits, ModelRow
+from engine.contract.offers import refuse_unavailable
+from engine.contract.rules import integer_rule, number_rule, pointer_to, schema_problems, text_problems, url_problems
 from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
@@ -50,7 +52,16 @@ class Input:
     image: str | None = None
     """Name of an upload: the picture that the video starts from."""
     crf: int = CRF.default
-    """What the mp4 loses: less is larger. Has a default, since requests of before have none."""
+    """What the mp4 loses: less is larger. This and all below have a default, since requests of before have none."""
+    sampler: str = SAMPLERS[0]
+    cache: str = "none"
+    """What of earlier steps stands in for later ones; one of the row's caches."""
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether each step has a second pass, for the negative prompt; as in diffusers, the first scale decides."""
+        return self.guidance_scale > 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +93,7 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """The request as it stands in events; `from_json` is the inverse."""
         data = asdict(self)
+        data["input"]["loras"] = list(data["input"]["loras"])
         if self.webhook:
             data["webhook"]["events"] = list(self.webhook.events)
         return data
@@ -93,7 +105,7 @@ class Request:
         return cls(
             **{
                 **data,
-                "input": Input(**data["input"]),
+                "input": _input(data["input"]),
                 "webhook": hook and Webhook(url=hook["url"], events=tuple(hook["events"])),
             }
         )
@@ -105,7 +117,7 @@ def parse(data: Any, *, job: str) -> Request:
     Raises Invalid with one Problem per broken rule.
     """
     row = _row(data)
-    _refuse_image(data, row)
+    refuse_unavailable(data, row)
     broken = list(schema_problems(_validator(row.name), data))
     if broken:
         raise Invalid(*broken)
@@ -140,18 +152,23 @@ def schema(row: ModelRow) -> dict[str, Any]:
     inputs = {
         "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_MAX_CHARACTERS},
         "negative_prompt": {"type": "string", "maxLength": PROMPT_MAX_CHARACTERS, "default": row.negative_prompt},
-        "width": _integer(row.width, multiple_of=row.size_multiple),
-        "height": _integer(row.height, multiple_of=row.size_multiple),
-        "num_frames": _integer(row.num_frames),
-        "fps": _integer(row.fps),
-        "steps": _integer(row.steps),
-        "guidance_scale": _number(0, 30, row.guidance_scale),
-        "flow_shift": _number(0.1, 30, row.flow_shift),
+        "width": integer_rule(row.width, multiple_of=row.size_multiple),
+        "height": integer_rule(row.height, multiple_of=row.size_multiple),
+        "num_frames": integer_rule(row.num_frames),
+        "fps": integer_rule(row.fps),
+        "steps": integer_rule(row.steps),
+        "guidance_scale": number_rule(0, 30, row.guidance_scale),
+        "flow_shift": number_rule(0.1, 30, row.flow_shift),
         "seed": {"type": "integer", "minimum": 0, "maximum": SEED_MAX},
-        "crf": _integer(CRF),
+        "crf": integer_rule(CRF),
+        "sampler": {"enum": list(SAMPLERS), "default": SAMPLERS[0]},
+        "cache": {"enum": list(row.caches), "default": row.caches[0]},
+        "loras": LORAS,
     }
+    if row.presets:
+        inputs["preset"] = {"enum": list(row.presets)}
     if row.guidance_scale_2 is not None:
-        inputs["guidance_scale_2"] = _number(0, 30, row.guidance_scale_2)
+        inputs["guidance_scale_2"] = number_rule(0, 30, row.guidance_scale_2)
     if row.image != "none":
         inputs["image"] = {"type": "string", "pattern": NAME_PATTERN, "maxLength": NAME_MAX_CHARACTERS}
     required = ["prompt", "image"] if row.image == "required" else ["prompt"]
@@ -208,15 +225,6 @@ def _row(data: Any) -> ModelRow:
     return CATALOG[name]
 
 
-def _refuse_image(data: Mapping[str, Any], row: ModelRow) -> None:
-    """Say which models take one: a mere "unexpected field" would leave the sender guessing."""
-    given = data.get("input")
-    if row.image == "none" and isinstance(given, dict) and "image" in given:
-        takers = ", ".join(other.name for other in CATALOG.values() if other.image != "none")
-        message = f"{row.name} starts from the prompt alone; leave image out, or ask for one of {takers}"
-        raise Invalid(Problem(pointer="/input/image", rule="unavailable", message=message))
-
-
 @cache
 def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(schema(CATALOG[name]))
@@ -236,14 +244,20 @@ def _fill(given: Mapping[str, Any], row: ModelRow, *, job: str) -> Input:
         "seed": int.from_bytes(hashlib.sha256(job.encode()).digest()[:4]),
         "crf": CRF.default,
     }
-    merged = {**defaults, **given}
-    # JSON has one number type: 5 and 5.0 ask for the same video and must compare equal.
+    # What it stands for is kept, not its name: a job stays what it was accepted as when the catalog changes.
+    preset = row.presets[given["preset"]].options if "preset" in given else {}
+    said = {name: value for name, value in given.items() if name != "preset"}
+    return _input({**defaults, **preset, **said, "loras": merge_loras(preset.get("loras", ()), given.get("loras", ()))})
+
+
+def _input(values: Mapping[str, Any]) -> Input:
+    """An Input of JSON values, which has one number type: 5 and 5.0 ask for the same video and must compare equal."""
     whole = {f.name for f in fields(Input) if f.type is int}
     real = {"guidance_scale", "guidance_scale_2", "flow_shift"}
     cast: dict[str, Any] = {
-        n: int(v) if n in whole else float(v) if n in real and v is not None else v for n, v in merged.items()
+        n: int(v) if n in whole else float(v) if n in real and v is not None else v for n, v in values.items()
     }
-    return Input(**cast)
+    return Input(**{**cast, "loras": read_loras(values.get("loras", ()))})
 
 
 def _plain(value: Any) -> Any:
@@ -263,6 +277,7 @@ def _rule_problems(request: Request) -> Iterator[Problem]:
         yield from text_problems(getattr(given, name), f"/input/{name}", may_be_empty=name != "prompt")
     for name, value in request.metadata.items():
         yield from text_problems(name + value, pointer_to("metadata", name), may_be_empty=True)
+    yield from lora_problems(given.loras)
     yield from _size_problems(request.row, width=given.width, height=given.height, num_frames=given.num_frames)
     if request.webhook:
         yield from url_problems(request.webhook.url, "/webhook/url")
@@ -277,15 +292,6 @@ def _size_problems(row: ModelRow, *, width: int, height: int, num_frames: int) -
     if width * height > row.max_pixels:
         message = f"{width} x {height} is {width * height} pixels; {row.name} makes at most {row.max_pixels}"
         yield Problem(pointer="/input/width", rule="max_pixels", message=message)
-
-
-def _integer(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:
-    rule = {"type": "integer", "minimum": limits.low, "maximum": limits.high, "default": limits.default}
-    return rule if multiple_of is None else {**rule, "multipleOf": multiple_of}
-
-
-def _number(low: float, high: float, default: float) -> dict[str, Any]:
-    return {"type": "number", "minimum": low, "maximum": high, "default": default}
 
 
 def _kind(value: Any) -> str:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import jsonschema_rs
 
 from engine.contract.errors import Problem
+from engine.contract.models import Limits
 
 
 def schema_problems(validator: jsonschema_rs.Draft202012Validator, data: Any) -> Iterator[Problem]:
@@ -21,6 +22,17 @@ def schema_problems(validator: jsonschema_rs.Draft202012Validator, data: Any) ->
     for error in errors:
         message = error.message if len(error.message) <= 300 else f"{error.message[:120]} ... {error.message[-120:]}"
         yield Problem(pointer=pointer_to(*error.instance_path), rule=str(error.kind.name), message=message)
+
+
+def integer_rule(limits: Limits, *, multiple_of: int | None = None) -> dict[str, Any]:
+    """The schema of a whole number within `limits`."""
+    rule = {"type": "integer", "minimum": limits.low, "maximum": limits.high, "default": limits.default}
+    return rule if multiple_of is None else {**rule, "multipleOf": multiple_of}
+
+
+def number_rule(low: float, high: float, default: float) -> dict[str, Any]:
+    """The schema of a number from `low` to `high`."""
+    return {"type": "number", "minimum": low, "maximum": high, "default": default}
 
 
 def pointer_to(*parts: str | int) -> str:

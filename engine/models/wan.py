@@ -24,39 +24,10 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from engine.contract.errors import JobFailed
 from engine.contract.models import ModelRow
+from engine.models.schedule import Schedule, make_schedule
 
 # Files of one component that are read at a time: a network disk serves several readers faster than one.
 _READERS = 4
-
-
-# What UniPC carries from step to step, beside the timesteps that are set before the first one.
-_MEMORY = ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order", "_step_index")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """The noise schedule of one video."""
-
-    scheduler: UniPCMultistepScheduler
-    """With its timesteps set."""
-    experts: tuple[int, ...]
-    """Which expert works in each step."""
-
-    @property
-    def steps(self) -> int:
-        """All of them."""
-        return len(self.experts)
-
-    def memory(self) -> dict[str, Any]:
-        """What the scheduler remembers of the steps so far; later steps do not change it."""
-        found = {name: getattr(self.scheduler, name) for name in _MEMORY if hasattr(self.scheduler, name)}
-        # The lists are shifted in place, what is in them is not changed.
-        return {name: list(value) if isinstance(value, list) else value for name, value in found.items()}
-
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Have the scheduler remember this; its own lists, as `memory` must not change."""
-        for name, value in memory.items():
-            setattr(self.scheduler, name, list(value) if isinstance(value, list) else value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +38,7 @@ class Denoiser:
     """By the schedule's numbers, those that a step needs. Each call waits until the weights are read."""
     dtype: torch.dtype
     """In which the experts compute."""
-    schedule: "Schedule"
+    schedule: Schedule
     expand_timesteps: bool
     """The model takes one timestep per token, not one per video (TI2V)."""
 
@@ -96,18 +67,13 @@ def expert_names(row: ModelRow) -> tuple[str, ...]:
     return ("transformer",) if row.boundary is None else ("transformer", "transformer_2")
 
 
-def load_schedule(row: ModelRow, folder: Path, *, flow_shift: float, steps: int, device: torch.device) -> Schedule:
-    """The schedule of `steps` steps, with the request's flow shift in place of the folder's."""
+def load_schedule(
+    row: ModelRow, folder: Path, *, sampler: str, flow_shift: float, steps: int, device: torch.device
+) -> Schedule:
+    """The schedule of `steps` steps, with the request's sampler and flow shift in place of the folder's."""
     with _reading(folder / "scheduler"):
-        scheduler: UniPCMultistepScheduler = UniPCMultistepScheduler.from_pretrained(
-            folder, subfolder="scheduler", flow_shift=flow_shift, local_files_only=True
-        )
-    scheduler.set_timesteps(steps, device=device)
-    # Told once, so that the scheduler does not look for it on the device in the first step.
-    scheduler.set_begin_index(0)
-    boundary = 0.0 if row.boundary is None else row.boundary * scheduler.config.num_train_timesteps
-    # As numbers, once: asking a device which expert is next would make it wait in every step.
-    return Schedule(scheduler=scheduler, experts=tuple(int(t < boundary) for t in scheduler.timesteps.tolist()))
+        config = UniPCMultistepScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
+        return make_schedule(config, row, sampler=sampler, flow_shift=flow_shift, steps=steps, device=device)
 
 
 def make_expert(row: ModelRow, folder: Path, name: str) -> WanTransformer3DModel:

@@ -136,6 +136,7 @@ class Reconciler:
             height=given.height,
             num_frames=given.num_frames,
             gpu_memory_gib=settings.gpu_memory_gib,
+            has_negative=given.has_negative,
         )
 
     def _stop(self, job: Job, _decision: Decision) -> None:

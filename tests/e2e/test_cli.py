@@ -17,8 +17,9 @@ from tests.servers import free_port
 
 OPTIONS = {
     "local": "--data --json --models --nats-port --port --processes --ready-file",
-    "submit": "--crf --file --fps --guidance-scale --height --image --json --key --model --nats --negative-prompt "
-    "--num-frames --priority --seed --steps --url --watch --webhook --width",
+    "submit": "--cache --crf --file --flow-shift --fps --guidance-scale --guidance-scale-2 --height --image --json "
+    "--key --lora --model --nats --negative-prompt --num-frames --preset --priority --sampler --seed --steps --url "
+    "--watch --webhook --width",
     "get": "--json --nats --url",
     "watch": "--json --nats --url",
     "cancel": "--json --nats --url",
@@ -99,6 +100,43 @@ def test_a_refused_request_says_which_field_and_why(system: System) -> None:
     assert done.code == 1
     assert "/input/width" in done.err
     assert "422" in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"), [("--sampler", "unipc"), ("--cache", "taylorseer"), ("--preset", "lightning")]
+)
+def test_a_refused_option_is_answered_with_what_is_allowed(system: System, option: str, allowed: str) -> None:
+    done = system.cinevent("submit", "a cat", option, "quick")
+
+    assert (done.code, "422" in done.err, allowed in done.err) == (1, True, True)
+
+
+def test_options_reach_the_engine_and_a_lora_that_is_not_there_fails_the_job(system: System) -> None:
+    options = (
+        "--sampler",
+        "dpm++",
+        "--cache",
+        "magcache",
+        "--flow-shift",
+        "3",
+        "--guidance-scale-2",
+        "2",
+        "--lora",
+        "ink=0.5",
+    )
+    state = system.await_state(system.submit(*options), "FAILED", "COMPLETED")
+
+    given = state["input"]
+    assert (given["sampler"], given["cache"], given["flow_shift"]) == ("dpm++", "magcache", 3.0)
+    assert (given["guidance_scale_2"], given["loras"]) == (2.0, [{"name": "ink", "scale": 0.5}])
+    assert (state["state"], state["attempt"], state["error"]["code"]) == ("FAILED", 1, "lora_invalid")
+    assert "no LoRA ink for transformer, transformer_2" in state["error"]["message"]
+
+
+def test_a_scale_that_is_no_number_is_a_wrong_call() -> None:
+    done = cinevent("submit", "a cat", "--lora", "ink=much")
+
+    assert (done.code, "'much' is no scale; write NAME or NAME=0.8" in done.err) == (2, True)
 
 
 def test_a_request_from_a_file_keeps_its_key(system: System, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from engine.mesh import Ranks, join
 from engine.models import tiny
+from tests.engine.loras import write_loras
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,9 +24,10 @@ def quiet_libraries() -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny models."""
+    """A folder with the tiny models, and LoRAs beside one of them."""
     directory = tmp_path_factory.mktemp("models")
     tiny.build(directory)
+    write_loras(directory)
     return directory
 
 

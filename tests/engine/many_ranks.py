@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from tests.engine.ours import WAYS, a_video_request, our_model, our_steps
+from tests.engine.ours import WAYS, a_video_request, our_model, our_parts, our_steps
 from tests.make import a_plan
 from tests.ranks import on_ranks
 
@@ -68,6 +68,25 @@ CASES = [
 ]
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "magcache": {"cache": "magcache"},
+    "taylorseer": {"cache": "taylorseer"},
+    "loras": {"loras": [{"name": "ink"}]},
+}
+"""Options of a request whose numbers differ from those of a plain one."""
+OPTION_CASES = [
+    Case("options, cfg2", on(2, cfg=2)),
+    Case("options, ulysses2", on(2, ulysses=2)),
+    # Four times the steps of the other cases, and what rounding gives is continued.
+    Case("options, fsdp2 by layer", on(2, ulysses=2, shard=2, reshard=True), fp32_tolerance=SHARDED * 10),
+]
+"""Plans under which each of them is computed."""
+
+
+def option_file(case: Case, option: str, rank: int) -> str:
+    return f"{case.name}, {option}, {rank}.pt"
+
+
 def file_of(case: Case, way: str, dtype: str, rank: int) -> str:
     return f"{case.name}, {way}, {dtype}, {rank}.pt"
 
@@ -98,6 +117,15 @@ def share_held(expert: torch.nn.Module) -> float:
     return sum(part.numel() for part in here) / sum(parameter.numel() for parameter in parameters)
 
 
+def with_option(option: str, models: Path, ranks: Ranks, *, plan: Plan) -> torch.Tensor:
+    """What these ranks denoise of a request with one of OPTIONS."""
+    request = a_video_request("tiny-t2v", **OPTIONS[option], steps=16)
+    mesh = divide(ranks, plan)
+    parts = our_parts(request, models, mesh)
+    *_, last = our_steps(parts.denoiser, request.row, request.input, mesh, cache=parts.cache)
+    return last.after.latents_bcfhw
+
+
 def main(models: Path, folder: Path) -> None:
     for world_size in sorted({case.plan.world_size for case in CASES}):
         on_ranks(world_size, lambda ranks: compute_all(models, folder, ranks))
@@ -109,6 +137,11 @@ def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
             compute(case, models, folder, ranks)
             if case.plan.shard > 1:
                 torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
+    for case in OPTION_CASES:
+        if case.plan.world_size == ranks.world_size:
+            for option in OPTIONS:
+                latents_bcfhw = with_option(option, models, ranks, plan=case.plan)
+                torch.save(latents_bcfhw, folder / option_file(case, option, ranks.rank))
 
 
 def compute(case: Case, models: Path, folder: Path, ranks: Ranks) -> None:

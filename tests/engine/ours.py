@@ -11,6 +11,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from engine import decode, denoise, image, load
+from engine.adapters.store import DirStore
+from engine.cache import StepCache
+from engine.checkpoint import Checkpoints
 from engine.contract.artifact import Artifact
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
@@ -21,7 +24,7 @@ from engine.mesh import Mesh, Ranks, divide
 from engine.models import feed, tiny
 from engine.models.wan import Denoiser
 from engine.report import Silence
-from engine.stop import Stop
+from engine.stop import Stop, Why
 from engine.tiles import Tiles
 from tests.make import a_plan, a_request, an_input
 from tests.pictures import a_file, a_picture
@@ -54,6 +57,23 @@ def upload(request: Request) -> bytes:
     return a_file(a_picture(request.input.width * 2, request.input.height * 2))
 
 
+class Drain(Stop):
+    """A run that is told to end after so many steps."""
+
+    def __init__(self, *, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def why(self) -> Why:
+        self._left -= 1
+        return Why.DRAIN if self._left <= 0 else Why.NOT
+
+
+def checkpoints(folder: Path) -> Checkpoints:
+    """Those of one video; written when a run ends."""
+    return Checkpoints(DirStore(folder), "checkpoints", identity="this video", interval_s=1000)
+
+
 def our_latents(request: Request, models: Path, ranks: Ranks, **over: Any) -> tuple[torch.Tensor, Any]:
     """What the engine denoises for a request, and the autoencoder."""
     return make_latents(a_run(request, models, ranks, **over))
@@ -75,10 +95,17 @@ def a_read_picture(request: Request, file: bytes) -> Picture:
 
 def our_model(row: ModelRow, given: Input, models: Path, mesh: Mesh) -> Denoiser:
     """The model of a request, on these ranks."""
-    return load.start(row, models / row.name, flow_shift=given.flow_shift, steps=given.steps, mesh=mesh).denoiser
+    return load.start(row, models / row.name, given, mesh=mesh).denoiser
 
 
-def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Iterator[denoise.Step]:
+def our_parts(request: Request, models: Path, mesh: Mesh) -> load.Parts:
+    """What the engine loads for a request, on these ranks."""
+    return load.start(request.row, models / request.model, request.input, mesh=mesh)
+
+
+def our_steps(
+    model: Denoiser, row: ModelRow, given: Input, mesh: Mesh, *, cache: StepCache | None = None
+) -> Iterator[denoise.Step]:
     """The steps of a request, with embeddings that no prompt gives: enough to compare numbers."""
     prompt, negative = (torch.ones(1, 512, 64) * value for value in (1.0, -1.0))
     embeddings = denoise.Embeddings(prompt_bld=prompt, negative_bld=negative if given.guidance_scale > 1 else None)
@@ -86,7 +113,8 @@ def our_steps(model: Denoiser, row: ModelRow, given: Input, mesh: Mesh) -> Itera
     noise = denoise.make_noise(row, **size, seed=given.seed, device=mesh.ranks.device)
     start = denoise.Snapshot(step=0, latents_bcfhw=noise)
     fed = our_feed(model, row, given, noise)
-    return denoise.denoise(model, embeddings, start, feed=fed, scales=(given.guidance_scale, 3.0), mesh=mesh)
+    scales = (given.guidance_scale, 3.0)
+    return denoise.denoise(model, embeddings, start, feed=fed, scales=scales, cache=cache, mesh=mesh)
 
 
 def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) -> feed.Feed:
@@ -96,6 +124,14 @@ def our_feed(model: Denoiser, row: ModelRow, given: Input, noise: torch.Tensor) 
         return feed.from_text(noise, is_per_token=is_per_token)
     picture = noise.flip(-1)[:, :, : 1 if is_per_token else None]
     return feed.from_image(noise, picture, mask_channels=row.temporal_stride, is_per_token=is_per_token)
+
+
+def block_calls(expert: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks of the expert that compute from now on, one entry per call."""
+    calls: list[torch.nn.Module] = []
+    for block in expert.blocks.children():
+        block.register_forward_hook(lambda block, *_: calls.append(block))
+    return calls
 
 
 def ours(request: Request, models: Path, ranks: Ranks, **over: Any) -> Sample:

@@ -66,7 +66,7 @@ def test_bfloat16_equals_diffusers_and_keeps_what_must_stay_float32(models: Path
     name, image = WAYS[way]
     request = a_video_request(name, **image)
     row = replace(request.row, dtype="bfloat16")
-    parts = load.start(row, models / name, flow_shift=3.0, steps=4, mesh=divide(ranks, ALONE))
+    parts = load.start(row, models / name, request.input, mesh=divide(ranks, ALONE))
     expert = parts.denoiser.experts[0]()
     expected = pipeline(request, models, dtype=torch.bfloat16).transformer
     assert {n: p.dtype for n, p in expert.named_parameters()} == {n: p.dtype for n, p in expected.named_parameters()}

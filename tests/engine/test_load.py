@@ -14,7 +14,7 @@ from engine.contract.errors import JobFailed
 from engine.contract.models import CATALOG
 from engine.mesh import Ranks, divide
 from engine.models import wan
-from tests.engine.ours import ALONE
+from tests.engine.ours import ALONE, a_video_request
 
 ROW = CATALOG["tiny-t2v"]
 TRANSFORMER = "transformer_2/diffusion_pytorch_model.safetensors"
@@ -74,7 +74,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 def load_all(models: Path, ranks: Ranks) -> None:
     folder = models / ROW.name
     load.load_text_parts(ROW, folder, ranks=ranks)
-    parts = load.start(ROW, folder, flow_shift=3.0, steps=8, mesh=divide(ranks, ALONE))
+    parts = load.start(ROW, folder, a_video_request(ROW.name).input, mesh=divide(ranks, ALONE))
     assert parts.vae
     for part in (*parts.denoiser.experts.values(), parts.vae):
         part()

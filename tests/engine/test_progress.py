@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract.schemas import STAGES, validate
-from engine.pace import PARTS, Pace, Work, learn
+from engine.pace import PARTS, Pace, Work, learn, pace_key
 from engine.progress import Progress
-from tests.make import a_pace, a_work, an_event
+from tests.make import a_pace, a_request, a_work, an_event, an_input
 
 stages = st.tuples(st.just("stage"), st.sampled_from(STAGES))
 steps = st.tuples(st.integers(0, 20), st.floats(0, 1e4))
@@ -180,3 +180,12 @@ def error_at_half_way(words: list[tuple[float, dict[str, Any]]], end_s: float) -
     half = end_s / 2
     at_s, word = [(at_s, word) for at_s, word in words if at_s <= half][-1]
     return abs(at_s + word["eta_s"] - end_s) / (end_s - half)
+
+
+def test_runs_whose_steps_are_of_another_kind_have_a_pace_of_their_own() -> None:
+    """A step of one pass takes half the time, and one that reuses others none: estimates must not learn from them."""
+    inputs = ({}, {"guidance_scale": 1}, {"cache": "taylorseer"}, {"guidance_scale": 1, "cache": "magcache"})
+    requests = [a_request(input=an_input(**given)) for given in inputs]
+    keys = [pace_key("pace", Work.of(request, world_size=2)) for request in requests]
+    assert keys[0] == "pace/tiny-t2v-2.json"
+    assert len(set(keys)) == 4

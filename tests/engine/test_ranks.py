@@ -8,7 +8,17 @@ import torch
 from engine.contract.errors import JobFailed
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from tests.engine.many_ranks import CASES, Case, file_of, latents, pairs
+from tests.engine.many_ranks import (
+    CASES,
+    OPTION_CASES,
+    OPTIONS,
+    Case,
+    file_of,
+    latents,
+    option_file,
+    pairs,
+    with_option,
+)
 from tests.engine.ours import ALONE
 from tests.make import a_plan
 
@@ -26,6 +36,15 @@ def test_many_ranks_equal_one(models: Path, ranks: Ranks, many_ranks: Path, case
         assert (found[0] - alone).abs().max() <= case.fp32_tolerance
     else:
         assert torch.equal(found[0], alone)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_gives_the_same_on_two_ranks(models: Path, ranks: Ranks, many_ranks: Path, option: str) -> None:
+    alone = with_option(option, models, ranks, plan=ALONE)
+    for case in OPTION_CASES:
+        for rank in range(case.plan.world_size):
+            found = torch.load(many_ranks / option_file(case, option, rank))
+            assert (found - alone).abs().max() <= case.fp32_tolerance, case.name
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.plan.shard > 1], ids=lambda case: case.name)

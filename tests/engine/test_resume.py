@@ -179,6 +179,17 @@ def test_an_identity_is_of_the_video_the_weights_and_the_versions(models: Path, 
     assert own != one != identity(request, tmp_path)
 
 
+def test_an_identity_is_of_the_loras_that_are_used_and_of_no_others(tmp_path: Path) -> None:
+    plain, inked = a_video_request("tiny-t2v"), a_video_request("tiny-t2v", loras=[{"name": "ink"}])
+    before = [identity(request, tmp_path) for request in (plain, inked)]
+    (tmp_path / "loras" / "ink").mkdir(parents=True)
+    (tmp_path / "loras" / "ink" / "transformer.safetensors").write_bytes(b"x")
+    (tmp_path / "loras" / "oil.safetensors").write_bytes(b"x")
+    after = [identity(request, tmp_path) for request in (plain, inked)]
+    assert before[0] == after[0]
+    assert len({*before, *after}) == 3
+
+
 def test_a_store_that_fails_costs_no_job(models: Path, ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the place of a folder")
     checkpoints = some_checkpoints(tmp_path / "file")

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+from diffusers import (
+    AutoencoderKLWan,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from PIL import Image
 
 from engine.contract.request import Request
@@ -19,13 +26,26 @@ def pipeline(request: Request, models: Path, *, dtype: torch.dtype = torch.float
     vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
     kind = WanImageToVideoPipeline if request.input.image else WanPipeline
     pipe = kind.from_pretrained(folder, vae=vae, dtype=dtype)
-    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=request.input.flow_shift)
+    pipe.scheduler = scheduler(pipe.scheduler.config, request)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.transformer, pipe.transformer_2, pipe.text_encoder):
         # Out of the mapped file, where a tensor may begin at any byte: a processor's sums round by their alignment.
         for parameter in part.parameters() if part else ():
             parameter.data = parameter.data.clone()
     return pipe
+
+
+def scheduler(config: Any, request: Request) -> Any:
+    """diffusers' scheduler of the request's sampler."""
+    given = request.input
+    if given.sampler == "euler":
+        euler = FlowMatchEulerDiscreteScheduler(shift=given.flow_shift)
+        # The pipeline cannot be told sigmas; those of the official code, which other pipelines of diffusers take too.
+        sigmas = np.linspace(1, 1 / given.steps, given.steps)
+        euler.set_timesteps = lambda _steps, device: type(euler).set_timesteps(euler, sigmas=sigmas, device=device)
+        return euler
+    kind = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}[given.sampler]
+    return kind.from_config(config, flow_shift=given.flow_shift)
 
 
 def arguments(request: Request) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import pytest
 
 from engine.contract.models import CATALOG, Limits, ModelRow
+from tests.make import a_request, an_input_for
 
 rows = pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
 
@@ -58,3 +59,17 @@ def test_the_default_video_has_the_published_number_of_tokens(name: str, num_tok
     found = row.num_tokens(width=row.width.default, height=row.height.default, num_frames=row.num_frames.default)
 
     assert found == num_tokens
+
+
+@rows
+def test_a_calibration_is_of_every_expert_and_begins_with_nothing_to_compare(row: ModelRow) -> None:
+    if row.magnitudes is not None:
+        assert len(row.magnitudes.ratios) == len(row.magnitudes.retention) == row.num_experts
+        assert {ratios[0] for ratios in row.magnitudes.ratios} == {1.0}
+
+
+@rows
+def test_a_preset_is_a_request_that_is_allowed(row: ModelRow) -> None:
+    for name, preset in row.presets.items():
+        given = a_request(model=row.name, input=an_input_for(row.name, preset=name)).to_json()["input"]
+        assert {option: given[option] for option in preset.options} == preset.options

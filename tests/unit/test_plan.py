@@ -74,6 +74,25 @@ def named(message: str) -> set[tuple[int, int]]:
     return {(int(nodes), gpus) for nodes, low, high in found for gpus in range(int(low), int(high or low) + 1)}
 
 
+@pytest.mark.parametrize(
+    ("name", "counts", "degrees"),
+    [
+        ("wan2.2-t2v-a14b", (1, 8), (1, 1, 8)),
+        ("wan2.2-ti2v-5b", (1, 8), (1, 1, 8)),
+        ("wan2.2-t2v-a14b", (2, 8), (1, 2, 8)),
+        ("tiny-t2v", (1, 2), (1, 1, 2)),
+        # Four heads: what is left over computes the pass once more.
+        ("tiny-t2v", (1, 8), (2, 1, 4)),
+    ],
+)
+def test_without_a_negative_prompt_all_processes_share_the_one_pass(
+    name: str, counts: tuple[int, int], degrees: tuple[int, int, int]
+) -> None:
+    row = CATALOG[name]
+    plan = choose(row, num_nodes=counts[0], num_processes=counts[1], has_negative=False, **a_video(row))
+    assert (plan.cfg, plan.ring, plan.ulysses) == degrees
+
+
 @pytest.mark.parametrize("counts", DEGREES, ids=lambda counts: "x".join(map(str, counts)))
 @rows
 def test_processes_go_to_cfg_then_to_heads_of_one_node_then_to_a_ring(row: ModelRow, counts: tuple[int, int]) -> None:

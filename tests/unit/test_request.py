@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract.errors import Invalid
+from engine.contract.lora import Lora
 from engine.contract.models import CATALOG
 from engine.contract.request import OPTIONS, WEBHOOK_EVENTS, Input, Request, check_size, parse
 from tests.make import JOB, a_body, a_request, an_input, an_input_for
@@ -97,7 +98,35 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
         "additionalProperties",
     ),
     "an unknown field": (a_body(size="720p"), "", "additionalProperties"),
-    "an unknown field of the input": (with_input(sampler="euler"), "/input", "additionalProperties"),
+    "an unknown field of the input": (with_input(size="720p"), "/input", "additionalProperties"),
+    "an unknown sampler": (with_input(sampler="ddim"), "/input/sampler", "enum"),
+    "an unknown cache": (with_input(cache="teacache"), "/input/cache", "enum"),
+    "a cache that is null": (with_input(cache=None), "/input/cache", "enum"),
+    "a cache that nobody calibrated": (
+        a_body(model="tiny-i2v", input=an_input(image="boat.png", cache="magcache")),
+        "/input/cache",
+        "unavailable",
+    ),
+    "an unknown preset": (with_input(preset="thunder"), "/input/preset", "enum"),
+    "a preset where there are none": (
+        a_body(model="wan2.2-ti2v-5b", input=an_input(preset="lightning")),
+        "/input/preset",
+        "unavailable",
+    ),
+    "a shift of nothing": (with_input(flow_shift=0), "/input/flow_shift", "minimum"),
+    "LoRAs that are one": (with_input(loras={"name": "ink"}), "/input/loras", "type"),
+    "a LoRA without a name": (with_input(loras=[{"scale": 1}]), "/input/loras/0", "required"),
+    "a LoRA elsewhere": (with_input(loras=[{"name": "../ink"}]), "/input/loras/0/name", "pattern"),
+    "a LoRA on the web": (with_input(loras=[{"name": "https://a.b/ink"}]), "/input/loras/0/name", "pattern"),
+    "a LoRA of too much": (with_input(loras=[{"name": "ink", "scale": 4.5}]), "/input/loras/0/scale", "maximum"),
+    "a LoRA with a path": (with_input(loras=[{"name": "a", "path": "x"}]), "/input/loras/0", "additionalProperties"),
+    "five LoRAs": (with_input(loras=[{"name": f"a{n}"} for n in range(5)]), "/input/loras", "maxItems"),
+    "four LoRAs beside a preset's": (
+        with_input(preset="lightning", loras=[{"name": f"a{n}"} for n in range(4)]),
+        "/input/loras",
+        "maxItems",
+    ),
+    "a LoRA twice": (with_input(loras=[{"name": "a"}, {"name": "a", "scale": 2}]), "/input/loras", "uniqueItems"),
     "an unknown priority": (a_body(priority="urgent"), "/priority", "enum"),
     "no attempts": (a_body(max_attempts=0), "/max_attempts", "minimum"),
     "eleven attempts": (a_body(max_attempts=11), "/max_attempts", "maximum"),
@@ -212,6 +241,43 @@ def test_a_webhook_address_is_kept_as_it_was_given(url: str) -> None:
 def test_a_model_without_images_is_answered_with_those_that_take_one() -> None:
     with pytest.raises(Invalid, match=r"tiny-t2v starts from the prompt alone.*wan2\.2-i2v-a14b, wan2\.2-ti2v-5b"):
         parse(with_input(image="boat.png"), job=JOB)
+
+
+def test_a_cache_without_calibration_is_answered_with_the_models_that_have_one() -> None:
+    with pytest.raises(Invalid, match=r"tiny-i2v has no calibration for magcache; ask for none or taylorseer.*a14b"):
+        parse(a_body(model="tiny-i2v", input=an_input(image="boat.png", cache="magcache")), job=JOB)
+
+
+def test_a_preset_stands_for_its_options_and_what_is_said_beside_it_comes_first() -> None:
+    preset = a_request(model="wan2.2-t2v-a14b", input=an_input(preset="lightning", steps=8)).input
+
+    assert (preset.guidance_scale, preset.guidance_scale_2, preset.flow_shift) == (1.0, 1.0, 5.0)
+    assert (preset.steps, preset.sampler) == (8, "euler")
+    assert preset.loras == (Lora(name="lightning", scale=1.0),)
+
+
+@pytest.mark.parametrize(
+    ("given_loras", "scales"),
+    [
+        ([{"name": "ink", "scale": 0.5}], {"lightning": 1.0, "ink": 0.5}),
+        ([{"name": "lightning", "scale": 0.8}], {"lightning": 0.8}),
+    ],
+)
+def test_a_lora_goes_with_those_of_a_preset_and_replaces_its_namesake(
+    given_loras: list[dict[str, Any]], scales: dict[str, float]
+) -> None:
+    loras = a_request(input=an_input(preset="lightning", loras=given_loras)).input.loras
+
+    assert {lora.name: lora.scale for lora in loras} == scales
+
+
+def test_a_request_that_was_accepted_before_there_were_samplers_caches_and_loras_is_a_plain_one() -> None:
+    carried = a_request().to_json()
+    for name in ("sampler", "cache", "loras"):
+        del carried["input"][name]
+
+    assert Request.from_json(carried) == a_request()
+    assert (a_request().input.sampler, a_request().input.cache, a_request().input.loras) == ("unipc", "none", ())
 
 
 def test_a_request_accepted_before_there_were_images_is_still_one() -> None:

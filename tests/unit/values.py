@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from engine.contract.events import Event
-from engine.contract.models import CATALOG
+from engine.contract.models import CATALOG, SAMPLERS
 from engine.contract.request import WEBHOOK_EVENTS
 from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
@@ -62,7 +62,14 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         "guidance_scale": st.floats(0, 30) | st.integers(0, 30),
         "seed": st.integers(0, 2**32 - 1),
         "crf": st.integers(1, 51),
+        "sampler": st.sampled_from(SAMPLERS),
+        "cache": st.sampled_from(row.caches),
+        "loras": st.lists(st.sampled_from("abcd"), max_size=3, unique=True).map(
+            lambda names: [{"name": name, **({"scale": 1} if name > "b" else {})} for name in names]
+        ),
     }
+    if row.presets:
+        optional["preset"] = st.sampled_from(list(row.presets))
     required: dict[str, Any] = {"prompt": words.map(lambda text: f"x{text}")}
     if row.image != "none":
         (required if row.image == "required" else optional)["image"] = st.from_regex(NAME_PATTERN, fullmatch=True).map(
