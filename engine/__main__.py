@@ -41,6 +41,8 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# Where torch keeps what it compiled, and Triton below it.
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +148,9 @@ def _run(
     # torch takes a second, diffusers five: each only when it is needed.
     from engine import mesh
 
+    # Here and not beside the libraries: another pod of the node finds what this one compiled.
+    if settings.compile_dir or _COMPILED not in os.environ:
+        os.environ[_COMPILED] = settings.compile_dir or os.path.join(settings.models_dir, ".compiled")
     ranks = mesh.join(
         rank=place.rank, local_rank=place.local_rank, world_size=place.world_size, num_threads=place.num_threads
     )

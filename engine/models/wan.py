@@ -17,10 +17,11 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from engine.contract.errors import JobFailed
 from engine.contract.models import ModelRow
+from engine.models.float8 import Planner
 
 # Files of one component that are read at a time: a network disk serves several readers faster than one.
 _READERS = 4
@@ -151,11 +152,12 @@ def read_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
     places = {name: parameter.data for name, parameter in module.named_parameters()}
     with _reading(path):
         # What dcp.load does, less its collectives: there is nothing to agree upon, and other threads may be using them.
-        reader, planner = HuggingFaceStorageReader(str(path), thread_count=_READERS), DefaultLoadPlanner()
+        reader, planner = HuggingFaceStorageReader(str(path), thread_count=_READERS), Planner()
         found = reader.read_metadata()
         planner.set_up_planner(places, found, is_coordinator=True)
         reader.set_up_storage_reader(found, is_coordinator=True)
         reader.read_data(planner.create_local_plan(), planner).wait()
+        planner.check()
     return module
 
 

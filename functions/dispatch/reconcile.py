@@ -104,6 +104,7 @@ class Reconciler:
             height=given.height,
             num_frames=given.num_frames,
             gpu_memory_gib=settings.gpu_memory_gib,
+            speed=settings.speed,
         )
 
     def _stop(self, job: Job, _decision: Decision) -> None:

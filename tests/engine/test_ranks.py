@@ -8,8 +8,7 @@ import torch
 from engine.contract.errors import JobFailed
 from engine.contract.plan import Plan
 from engine.mesh import Ranks, divide
-from tests.engine.many_ranks import CASES, Case, file_of, latents, pairs
-from tests.engine.ours import ALONE
+from tests.engine.many_ranks import CASES, Case, file_of, has_weights, latents, pairs
 from tests.make import a_plan
 
 MATRIX = [
@@ -19,7 +18,7 @@ MATRIX = [
 
 @pytest.mark.parametrize(("case", "way", "dtype"), MATRIX)
 def test_many_ranks_equal_one(models: Path, ranks: Ranks, many_ranks: Path, case: Case, way: str, dtype: str) -> None:
-    alone = latents(way, case.inputs, models, ranks, plan=ALONE, dtype=dtype)
+    alone = latents(way, case.inputs, models, ranks, plan=case.alone, dtype=dtype)
     found = [torch.load(many_ranks / file_of(case, way, dtype, rank)) for rank in range(case.plan.world_size)]
     assert all(torch.equal(found[0], other) for other in found[1:])
     if dtype == "float32" and case.fp32_tolerance:
@@ -28,7 +27,7 @@ def test_many_ranks_equal_one(models: Path, ranks: Ranks, many_ranks: Path, case
         assert torch.equal(found[0], alone)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.plan.shard > 1], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if has_weights(case)], ids=lambda case: case.name)
 def test_the_active_expert_is_whole_and_the_idle_one_is_sharded(many_ranks: Path, case: Case) -> None:
     shard = 1 / case.plan.shard
     for rank in range(case.plan.world_size):
