@@ -120,6 +120,10 @@ def settings_page() -> str:
     return _SETTINGS.format(settings=table(("Variable", "Default", "What it is"), rows))
 
 
+_WAYS = ("All weights", "Active expert", "By layer", "Offloaded")
+"""To hold weights, as columns of the page of models."""
+
+
 def models_page() -> str:
     """docs/models.md."""
     models = table(
