@@ -148,9 +148,7 @@ def _run(
     # torch takes a second, diffusers five: each only when it is needed.
     from engine import mesh
 
-    # Here and not beside the libraries: another pod of the node finds what this one compiled.
-    if settings.compile_dir or _COMPILED not in os.environ:
-        os.environ[_COMPILED] = settings.compile_dir or os.path.join(settings.models_dir, ".compiled")
+    os.environ[_COMPILED] = _compile_dir(settings, os.environ)
     ranks = mesh.join(
         rank=place.rank, local_rank=place.local_rank, world_size=place.world_size, num_threads=place.num_threads
     )
@@ -165,6 +163,11 @@ def _run(
     _log.info("libraries are loaded")
     own = worker.Outlet(**outlet) if outlet else None
     worker.work(Request.from_json(shared), settings=settings, ranks=ranks, outlet=own, stop=stop)
+
+
+def _compile_dir(settings: Settings, environ: Mapping[str, str]) -> str:
+    # Beside the models, where another pod finds what this one compiled; torch's own variable wins over that.
+    return settings.compile_dir or environ.get(_COMPILED) or os.path.join(settings.models_dir, ".compiled")
 
 
 @contextmanager

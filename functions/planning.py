@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
         metavar="GIB",
         help="of one GPU, 0: unknown; default: CINEVENT_GPU_MEMORY_GIB or 0",
     )
-    command.add_argument("--compile", action="store_true", default=None, help="default: CINEVENT_COMPILE or no")
+    command.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="default: CINEVENT_COMPILE or --no-compile"
+    )
     for name, choices in (("attention", ATTENTION), ("weights-dtype", WEIGHTS_DTYPES), ("offload", OFFLOAD)):
         variable = env_name(name.replace("-", "_"))
         command.add_argument(f"--{name}", choices=choices, help=f"default: {variable} or {choices[0]}")

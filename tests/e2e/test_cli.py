@@ -24,7 +24,8 @@ OPTIONS = {
     "cancel": "--json --nats --url",
     "list": "--cursor --json --limit --nats --url",
     "video": "--json --nats --output --url",
-    "plan": "--attention --compile --gpu-memory --gpus --json --nodes --num-frames --offload --size --weights-dtype",
+    "plan": "--attention --compile --gpu-memory --gpus --json --no-compile --nodes --num-frames --offload --size "
+    "--weights-dtype",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
     "dead redrive": "--json --nats --url",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.__main__ import _compile_dir
+from engine.contract.settings import Settings
+
 
 def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "engine", *arguments]
@@ -53,6 +56,20 @@ def test_a_compiler_that_is_missing_is_named_before_any_weights_are_read(tmp_pat
     assert (last["event"], last["error"]["code"]) == ("failed", "plan_invalid")
     assert "CINEVENT_COMPILE cannot be used" in last["error"]["message"]
     assert "have a C++ compiler" in last["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "expected"),
+    [
+        ({}, {}, "models/.compiled"),
+        ({}, {"TORCHINDUCTOR_CACHE_DIR": "own"}, "own"),
+        ({"compile_dir": "shared"}, {"TORCHINDUCTOR_CACHE_DIR": "own"}, "shared"),
+    ],
+)
+def test_what_is_compiled_is_kept_beside_the_models(
+    settings: dict[str, str], environ: dict[str, str], expected: str
+) -> None:
+    assert _compile_dir(Settings(models_dir="models", **settings), environ) == expected
 
 
 def test_weights_that_are_missing_are_named_on_both_outputs(tmp_path: Path) -> None:
