@@ -172,7 +172,10 @@ def test_one_small_gpu_makes_the_largest_model_by_offload() -> None:
             ("--gpu-memory", "48", "--offload", "never"),
             "1 x 1 would do with CINEVENT_OFFLOAD=auto, CINEVENT_WEIGHTS_DTYPE=float8",
         ),
-        (("--gpu-memory", "12"), "needs 13.2 GiB on each of 1 x 1 GPUs, which have 12; nodes x GPUs that fit: 1 x 2-8"),
+        (
+            ("--gpu-memory", "12.8"),
+            "needs 13.2 GiB on each of 1 x 1 GPUs, which have 12.8; nodes x GPUs that fit: 1 x 3-8, 2 x 2-8",
+        ),
         (
             ("--gpu-memory", "48", "--offload", "never"),
             "needs 65.8 GiB on each of 1 x 1 GPUs, which have 48; nodes x GPUs that fit: 1 x 2-8",

@@ -14,15 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
-from engine import load, speed
+from engine import load, speed, worker
 from engine.contract.errors import JobFailed
 from engine.contract.memory import expert_bytes
 from engine.contract.models import CATALOG, ModelRow
+from engine.contract.settings import Settings
 from engine.contract.speed import Speed
 from engine.mesh import Ranks, divide
 from engine.models import wan
+from engine.stop import Stop
 from tests.engine.many_ranks import latents
-from tests.engine.ours import ALONE
+from tests.engine.ours import ALONE, a_video_request
 
 ROW, A14B = CATALOG["tiny-t2v"], CATALOG["wan2.2-t2v-a14b"]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -208,11 +210,26 @@ def test_an_attention_that_is_not_there_is_refused_with_those_that_are(
     assert message.endswith(f"; here are: {there}")
 
 
-def test_a_compiler_that_is_not_there_is_refused(ranks: Ranks) -> None:
-    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
-        message = refusal(speed.ready, replace(ALONE, speed=Speed(compile=True)), ROW, ranks.device)
+def a_job(ranks: Ranks, tmp_path: Path, **chosen: Any) -> None:
+    """A whole run, of a model that is not there."""
+    request = a_video_request("tiny-t2v")
+    worker.work(request, settings=Settings(models_dir=str(tmp_path), **chosen), ranks=ranks, outlet=None, stop=Stop())
 
+
+def test_a_compiler_that_is_not_there_is_refused_before_weights_are_looked_for(ranks: Ranks, tmp_path: Path) -> None:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        message = refusal(lambda: a_job(ranks, tmp_path, compile=True))
+
+    assert message.startswith("CINEVENT_COMPILE cannot be used: No working C++ compiler found")
     assert "have a C++ compiler, Python's headers" in message
+    with pytest.raises(JobFailed, match="model_load_failed"):
+        a_job(ranks, tmp_path)
+
+
+def test_an_attention_that_is_not_there_is_refused_before_weights_are_looked_for(ranks: Ranks, tmp_path: Path) -> None:
+    message = refusal(lambda: a_job(ranks, tmp_path, attention="xformers"))
+
+    assert message == "CINEVENT_ATTENTION=xformers cannot be used: there is no GPU; here are: native, math"
 
 
 def test_offload_into_more_memory_than_the_machine_has_is_refused(ranks: Ranks) -> None:
