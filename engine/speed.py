@@ -15,7 +15,6 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName as Backend
-from torch._inductor.cpp_builder import get_cpp_compiler
 
 from engine.contract.errors import JobFailed
 from engine.contract.memory import GIB, host_bytes
@@ -32,9 +31,16 @@ _BACKENDS = {
     "sage": Backend.SAGE,
     "xformers": Backend.XFORMERS,
 }
-_AMPERE, _HOPPER = (8, 0), (9, 0)
-_NEEDS = {"cudnn": _AMPERE, "flash": _AMPERE, "flash3": _HOPPER, "sage": _AMPERE, "xformers": _AMPERE}
-"""The compute capability that a GPU needs; what is not here runs everywhere."""
+_AMPERE, _HOPPER, _LATEST = 8, 9, 99
+_NEEDS = {
+    "cudnn": (_AMPERE, _LATEST),
+    "flash": (_AMPERE, _LATEST),
+    # FlashAttention 3 is written for Hopper alone.
+    "flash3": (_HOPPER, _HOPPER),
+    "sage": (_AMPERE, _LATEST),
+    "xformers": (_AMPERE, _LATEST),
+}
+"""The first and the last major compute capability of a GPU that does; what is not here runs everywhere."""
 # What auto looks for, from the fastest, before it takes native. None that computes with fewer bits; and cuDNN's
 # attention is faster than FlashAttention 2 from Hopper on.
 _FAST = {False: ("flash",), True: ("flash3", "cudnn", "flash")}
@@ -58,7 +64,7 @@ def choose_attention(name: str, row: ModelRow, capability: tuple[int, int] | Non
     Raises JobFailed where it cannot be used.
     """
     if name == "auto":
-        fast = _FAST[bool(capability and capability >= _HOPPER)]
+        fast = _FAST[bool(capability and capability[0] >= _HOPPER)]
         return next((one for one in fast if _lacks(one, row, capability) is None), "native")
     if why := _lacks(name, row, capability):
         there = ", ".join(other for other in _BACKENDS if _lacks(other, row, capability) is None)
@@ -73,8 +79,10 @@ def _lacks(name: str, row: ModelRow, capability: tuple[int, int] | None) -> str 
     if needed := _NEEDS.get(name):
         if capability is None:
             return "there is no GPU"
-        if capability < needed:
-            return "it needs compute capability {}.{}, and the GPU has {}.{}".format(*needed, *capability)
+        first, last = needed
+        if not first <= capability[0] <= last:
+            allowed = f"{first}.x" if last == first else f"{first}.0 or more"
+            return f"it needs compute capability {allowed}, and the GPU has {capability[0]}.{capability[1]}"
     try:
         # diffusers' own words for a package that is absent or too old.
         attention_dispatch._check_attention_backend_requirements(_BACKENDS[name])
@@ -93,6 +101,8 @@ def use_attention(expert: Any, name: str) -> None:
 
 def try_compiler(device: torch.device) -> None:
     """Compile something small and run it. Raises JobFailed where that does not work."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
     try:
         # Looked for beside the trial, which may find what another run compiled.
         get_cpp_compiler()

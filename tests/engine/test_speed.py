@@ -194,10 +194,11 @@ def test_auto_takes_the_fastest_attention_that_is_there(
         ("flash", A14B, None, "there is no GPU", "native, math"),
         ("flash", ROW, (9, 0), "takes 16-bit numbers", "native, math"),
         ("flash", A14B, (9, 0), "install `flash-attn>=", "native, math, cudnn"),
-        ("flash3", A14B, (8, 6), "it needs compute capability 9.0, and the GPU has 8.6", "native, math, cudnn"),
+        ("flash3", A14B, (8, 6), "it needs compute capability 9.x, and the GPU has 8.6", "native, math, cudnn"),
+        ("flash3", A14B, (10, 0), "it needs compute capability 9.x, and the GPU has 10.0", "native, math, cudnn"),
         ("sage", A14B, (9, 0), "install `sageattention>=", "native, math, cudnn"),
         ("xformers", A14B, (9, 0), "install `xformers>=", "native, math, cudnn"),
-        ("cudnn", A14B, (7, 5), "it needs compute capability 8.0", "native, math"),
+        ("cudnn", A14B, (7, 5), "it needs compute capability 8.0 or more", "native, math"),
     ],
 )
 def test_an_attention_that_is_not_there_is_refused_with_those_that_are(
