@@ -11,7 +11,7 @@ from pathlib import Path
 
 from docs.events_page import events_page
 from docs.markdown import table
-from engine.contract.memory import estimate
+from engine.contract.memory import GIB, estimate
 from engine.contract.models import CATALOG, Limits, ModelRow
 from engine.contract.plan import choose
 from engine.contract.schemas import published
@@ -43,9 +43,10 @@ keys and values from other nodes (ring). Every number works up to one process pe
 divide are padded. `cinevent plan MODEL --gpus N --size WxH` explains one case.
 
 The memory of a GPU is an estimate for the default video, in GiB: with all weights on every GPU; with the weights
-divided among a node's GPUs and the active expert gathered; and with one layer gathered at a time. Where
-`CINEVENT_GPU_MEMORY_GIB` is set, the first of them that fits is taken, and a job that none fits fails with
-`plan_invalid` before a GPU is asked for.
+divided among a node's GPUs and the active expert gathered; with one layer gathered at a time; and offloaded, with the
+host memory that each GPU's process takes then. Where `CINEVENT_GPU_MEMORY_GIB` is set, the first of them that fits is
+taken, and a job that none fits fails with `plan_invalid` before a GPU is asked for. `CINEVENT_OFFLOAD=never` leaves the
+last one out; [engine.md](engine.md) has more choices.
 
 {plans}
 
@@ -150,6 +151,10 @@ def settings_page() -> str:
     return _SETTINGS.format(settings=table(("Variable", "Default", "What it is"), rows))
 
 
+_WAYS = ("All weights", "Active expert", "By layer", "Offloaded")
+"""To hold weights, as columns of the page of models."""
+
+
 def models_page() -> str:
     """docs/models.md."""
     models = table(
@@ -157,7 +162,16 @@ def models_page() -> str:
         [_model(row) for row in CATALOG.values()],
     )
     plans = table(
-        ("Model", "Heads", "Nodes x GPUs", "cfg x ring x ulysses", "All weights", "Active expert", "By layer"),
+        (
+            "Model",
+            "Heads",
+            "Nodes x GPUs",
+            "cfg x ring x ulysses",
+            "All weights",
+            "Active expert",
+            "By layer",
+            "Offloaded",
+        ),
         [_plan(row, nodes=nodes, gpus=gpus) for row in CATALOG.values() if row.hub for nodes, gpus in _SHAPES],
     )
     return _MODELS.format(models=models, plans=plans, presets=_presets())
@@ -212,7 +226,9 @@ def _plan(row: ModelRow, *, nodes: int, gpus: int) -> tuple[str, ...]:
     )
     needs = [f"{estimate(row, way, **size).peak_gib:.0f}" for way in ways]
     degrees = f"{chosen.cfg} x {chosen.ring} x {chosen.ulysses}"
-    return (f"`{row.name}`", str(row.num_heads), f"{nodes} x {gpus}", degrees, *needs, *[""] * (3 - len(needs)))
+    offloaded = estimate(row, replace(whole, speed=replace(whole.speed, offload="always")), **size)
+    away = f"{offloaded.peak_gib:.0f} + {offloaded.host_bytes / GIB:.0f} host"
+    return (f"`{row.name}`", str(row.num_heads), f"{nodes} x {gpus}", degrees, *needs, *[""] * (3 - len(needs)), away)
 
 
 def _default(value: object) -> str:

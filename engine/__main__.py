@@ -41,6 +41,8 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# Where torch keeps what it compiled, and Triton below it.
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +148,7 @@ def _run(
     # torch takes a second, diffusers five: each only when it is needed.
     from engine import mesh
 
+    os.environ[_COMPILED] = _compile_dir(settings, os.environ)
     ranks = mesh.join(
         rank=place.rank, local_rank=place.local_rank, world_size=place.world_size, num_threads=place.num_threads
     )
@@ -160,6 +163,11 @@ def _run(
     _log.info("libraries are loaded")
     own = worker.Outlet(**outlet) if outlet else None
     worker.work(Request.from_json(shared), settings=settings, ranks=ranks, outlet=own, stop=stop)
+
+
+def _compile_dir(settings: Settings, environ: Mapping[str, str]) -> str:
+    # Beside the models, where another pod finds what this one compiled; torch's own variable wins over that.
+    return settings.compile_dir or environ.get(_COMPILED) or os.path.join(settings.models_dir, ".compiled")
 
 
 @contextmanager

@@ -37,10 +37,10 @@ _KEPT = 2
 _LIBRARIES = ("torch", "diffusers", "transformers")
 
 
-def identity(request: Request, folder: Path, *, image: str = "") -> str:
+def identity(request: Request, folder: Path, *, image: str = "", weights_dtype: str = "model") -> str:
     """What a checkpoint must have in common with a run: the video that is asked for, the weights, the versions.
 
-    `image` is the sha256 of what the request only names.
+    `image` is the sha256 of what the request only names; `weights_dtype` that of the plan's speed.
 
     Not the number of ranks: any number goes on with the same numbers. Weights are told apart by their names and sizes
     and by the small files beside them; reading 57 GB to compare them would cost more than the steps.
@@ -52,7 +52,8 @@ def identity(request: Request, folder: Path, *, image: str = "") -> str:
         for path in files
     ]
     versions = {name: metadata.version(name) for name in _LIBRARIES}
-    video = {"model": request.model, "dtype": request.row.dtype, "input": request.to_json()["input"], "image": image}
+    dtypes = {"dtype": request.row.dtype, "weights_dtype": weights_dtype}
+    video = {"model": request.model, **dtypes, "input": request.to_json()["input"], "image": image}
     # It says which steps are computed.
     calibration = repr(request.row.magnitudes) if request.input.cache == "magcache" else ""
     text = json.dumps([_FORMAT, video, weights, versions, calibration], sort_keys=True)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import fully_shard
 
-from engine import sequence
+from engine import sequence, speed
 from engine.cache import MagCache, SkippableBlocks, StepCache, make_cache
 from engine.contract.models import ModelRow
 from engine.contract.request import Input
 from engine.mesh import Mesh, Ranks
-from engine.models import lora, wan
+from engine.models import float8, lora, wan
 
 
 def load_text_parts(row: ModelRow, folder: Path, *, ranks: Ranks) -> wan.TextParts | None:
@@ -92,12 +92,27 @@ def load_vae(folder: Path) -> Any:
 
 
 def place(expert: Any, row: ModelRow, mesh: Mesh) -> None:
-    """Split the expert's sequence and its weights as the plan says, and make room for the weights on the device."""
+    """Split the expert's sequence and its weights as the plan says, and make room for the weights where they lie."""
+    chosen, device = mesh.plan.speed, mesh.ranks.device
+    if chosen.is_float8:
+        float8.store(expert.blocks)
     if mesh.sequence:
         sequence.split(expert, mesh.sequence)
+    # After the split, which has an attention of its own; and before what wraps a layer, so that all of it is compiled.
+    speed.use_attention(expert, chosen.attention)
+    if chosen.compile:
+        speed.compile_layers(expert)
     if mesh.copies:
-        for module in (*expert.blocks, expert):
-            # FSDP wants one dtype per group; what must stay float32 is tiny, and whole on every rank.
-            kept = {parameter for parameter in module.parameters() if parameter.dtype != getattr(torch, row.dtype)}
-            fully_shard(module, mesh=mesh.copies, reshard_after_forward=mesh.plan.reshard, ignored_params=kept)
-    wan.make_room(expert, mesh.ranks.device)
+        dtype = getattr(torch, row.dtype)
+        for layer in expert.blocks:
+            _shard(layer, torch.uint8 if chosen.is_float8 else dtype, mesh)
+        _shard(expert, dtype, mesh)
+    wan.make_room(expert, torch.device("cpu") if chosen.is_offloaded else device)
+    if chosen.is_offloaded:
+        speed.offload_layers(expert, device)
+
+
+def _shard(module: Any, dtype: torch.dtype, mesh: Mesh) -> None:
+    # FSDP wants one dtype per group; what is of another one is tiny, and whole on every rank.
+    kept = {parameter for parameter in module.parameters() if parameter.dtype != dtype}
+    fully_shard(module, mesh=mesh.copies, reshard_after_forward=mesh.plan.reshard, ignored_params=kept)

@@ -93,6 +93,8 @@ class SharedAttention:
         mixed_bshd = self._attend(queries, keys, values)
         return attn.to_out[1](attn.to_out[0](mixed_bshd.flatten(2, 3).type_as(queries)))
 
+    # A layer is compiled in two parts, before and after this: neither exchanges nor attention can be made faster.
+    @torch.compiler.disable
     def _attend(self, *qkv_bshd: torch.Tensor) -> torch.Tensor:
         ring, ulysses = self._group.ring, self._group.ulysses
         num_heads = qkv_bshd[0].shape[2]

@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import decode, image, load, video
+from engine import decode, image, load, speed, video
 from engine.adapters import weights
 from engine.adapters.store import Store
 from engine.checkpoint import Checkpoints, identity
@@ -82,6 +82,7 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     mesh = divide(ranks, plan)
     if outlet:
         outlet.voice.started(world_size=ranks.world_size)
+    mesh = replace(mesh, plan=speed.ready(plan, request.row, ranks.device))
     # Before the weights: a bad picture is found in a second, they take minutes.
     picture = _picture(request, outlet) if outlet else None
     reporter = _reporter(request, ranks=ranks, outlet=outlet)
@@ -90,7 +91,7 @@ def _make(request: Request, plan: Plan, *, settings: Settings, ranks: Ranks, out
     try:
         # Told as progress as long as bytes arrive: a long fetch is no stall.
         folder = weights.ensure(request.row, settings, told=lambda *_: reporter.stage("loading"))
-        checkpoints = _checkpoints(request, folder, picture=picture, settings=settings, outlet=outlet)
+        checkpoints = _checkpoints(request, folder, plan=plan, picture=picture, settings=settings, outlet=outlet)
         run = Run(
             request=request,
             folder=folder,
@@ -142,11 +143,12 @@ def _picture(request: Request, outlet: Outlet) -> Picture | None:
 
 
 def _checkpoints(
-    request: Request, folder: Path, *, picture: Picture | None, settings: Settings, outlet: Outlet | None
+    request: Request, folder: Path, *, plan: Plan, picture: Picture | None, settings: Settings, outlet: Outlet | None
 ) -> Checkpoints | None:
     if outlet is None or not settings.checkpoint_interval_s:
         return None
-    same = identity(request, folder, image=picture.upload.sha256 if picture else "")
+    sha256 = picture.upload.sha256 if picture else ""
+    same = identity(request, folder, image=sha256, weights_dtype=plan.speed.weights_dtype)
     return Checkpoints(outlet.store, outlet.checkpoints, identity=same, interval_s=settings.checkpoint_interval_s)
 
 
@@ -233,6 +235,7 @@ def _plan(settings: Settings, request: Request, ranks: Ranks) -> Plan:
                 num_frames=given.num_frames,
                 gpu_memory_gib=settings.gpu_memory_gib,
                 has_negative=given.has_negative,
+                speed=settings.speed,
             )
         plan = Plan.from_json(json.loads(settings.plan))
         check(plan, request.row)

@@ -11,7 +11,8 @@ from engine.contract.memory import estimate
 from engine.contract.models import CATALOG
 from engine.contract.plan import choose
 from engine.contract.request import check_size
-from engine.contract.settings import Settings
+from engine.contract.settings import Settings, env_name
+from engine.contract.speed import ATTENTION, OFFLOAD, WEIGHTS_DTYPES
 
 
 def add(commands: Any) -> None:
@@ -30,11 +31,22 @@ def add(commands: Any) -> None:
         metavar="GIB",
         help="of one GPU, 0: unknown; default: CINEVENT_GPU_MEMORY_GIB or 0",
     )
+    command.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="default: CINEVENT_COMPILE or --no-compile"
+    )
+    for name, choices in (("attention", ATTENTION), ("weights-dtype", WEIGHTS_DTYPES), ("offload", OFFLOAD)):
+        variable = env_name(name.replace("-", "_"))
+        command.add_argument(f"--{name}", choices=choices, help=f"default: {variable} or {choices[0]}")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(options: argparse.Namespace, settings: Settings) -> int:
-    given = {"num_nodes": options.nodes, "num_processes": options.gpus, "gpu_memory_gib": options.gpu_memory}
+    given = {
+        "num_nodes": options.nodes,
+        "num_processes": options.gpus,
+        "gpu_memory_gib": options.gpu_memory,
+        **{name: getattr(options, name) for name in ("compile", "attention", "weights_dtype", "offload")},
+    }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     answer = _plan(options, settings)
     print(json.dumps(answer, ensure_ascii=False) if options.json else _text(answer))
@@ -52,6 +64,7 @@ def _plan(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         num_processes=settings.num_processes,
         gpu_memory_gib=settings.gpu_memory_gib,
         has_negative=row.guidance_scale > 1,
+        speed=settings.speed,
         **video,
     )
     need = estimate(row, chosen, **video)

@@ -73,9 +73,10 @@ JOB_ERRORS: dict[str, str] = {
     "lora_invalid": "A LoRA that the request names is not beside the model, or does not fit it; the message says which"
     " there are. Not tried again.",
     "input_invalid": "The engine cannot make a video of this input; change the request. Not tried again.",
-    "plan_invalid": "The processes that this installation gives to a job cannot share the model, or have too little"
-    " memory for it; the message says what would fit. Ask for a smaller video or another model, or have the number of"
-    " processes changed. Not tried again.",
+    "plan_invalid": "The processes that this installation gives to a job cannot share the model, have too little"
+    " memory for it, or lack something that its settings ask for; the message says what would fit, or what there is."
+    " Ask for a smaller video or another model, or have the number of processes or the settings changed. Not tried"
+    " again.",
     "out_of_memory": "A process ran out of memory; if it does so every time, ask for a smaller or shorter video. Tried"
     " again.",
     "engine_crashed": "The run ended without a word; the log tail may say why. Tried again.",

@@ -6,7 +6,7 @@ from engine.contract.plan import Plan
 
 
 def explain(plan: Plan, row: ModelRow, *, width: int, height: int, num_frames: int) -> list[str]:
-    """One sentence per degree, then the sequence, then the memory of one GPU."""
+    """One sentence per degree, then the sequence, what was chosen for speed, and the memory of one GPU."""
     tokens = row.num_tokens(width=width, height=height, num_frames=num_frames)
     return [
         _cfg(plan),
@@ -14,6 +14,7 @@ def explain(plan: Plan, row: ModelRow, *, width: int, height: int, num_frames: i
         _ulysses(plan, row),
         _shard(plan),
         _sequence(plan, tokens),
+        *_speed(plan, row, width=width, height=height, num_frames=num_frames),
         *_memory(plan, row, width=width, height=height, num_frames=num_frames),
     ]
 
@@ -66,6 +67,26 @@ def _sequence(plan: Plan, tokens: int) -> str:
     missing = share * ranks - tokens
     padding = f", {missing:,} of them padding" if missing else ""
     return f"sequence: {share * ranks:,} tokens{padding}; {share:,} per GPU"
+
+
+def _speed(plan: Plan, row: ModelRow, *, width: int, height: int, num_frames: int) -> list[str]:
+    speed = plan.speed
+    host = _size(estimate(row, plan, width=width, height=height, num_frames=num_frames).host_bytes)
+    return [
+        "compile on: layers run as torch.compile made them, for which the first step waits"
+        if speed.compile
+        else "compile off: layers run as they are written",
+        "attention auto: the fastest that the GPU and what is installed there have"
+        if speed.attention == "auto"
+        else f"attention {speed.attention}: on a machine without it the run is refused",
+        f"weights {speed.weights_dtype}: matrices of the layers lie in 8 bits and are cast to {row.dtype} as they are "
+        "used; the video is another one"
+        if speed.is_float8
+        else f"weights {speed.weights_dtype}: they lie in {row.dtype}",
+        f"offload always: layers lie in host memory, {host} for each GPU, and arrive ahead of their use"
+        if speed.is_offloaded
+        else "offload never: all weights are on GPUs",
+    ]
 
 
 def _memory(plan: Plan, row: ModelRow, *, width: int, height: int, num_frames: int) -> list[str]:

@@ -11,6 +11,7 @@ from math import ceil
 from typing import Protocol
 
 from engine.contract.models import ModelRow
+from engine.contract.speed import Speed
 
 GIB = 2**30
 # CUDA's context and kernels, workspaces of cuBLAS and cuDNN, NCCL's buffers for the groups of a mesh, the latents.
@@ -23,7 +24,8 @@ _TIME_DIM, _TEXT_TOKENS = 256, 512
 # Tokens of a rank are a multiple of this: matrix products of fewer rows, or of a remainder, are rounded in another
 # order, and the numbers would no longer be those of one rank.
 _ROWS = 16
-# A layer at work, the next one as it arrives from the other ranks, and the copy of it into place.
+# A layer at work, the next one as it arrives from the other ranks or from host memory, and the copy of it into place or
+# the one before, until the device is done with it.
 _LAYERS_GATHERED = 3
 # Most that the autoencoder's decoder holds, in float32: bytes per pixel of a frame and channel of its last level,
 # however many frames there are. Counted over live tensors. That of stride 16 works on a quarter of the pixels.
@@ -43,6 +45,8 @@ class Share(Protocol):
     def shard(self) -> int: ...
     @property
     def reshard(self) -> bool: ...
+    @property
+    def speed(self) -> Speed: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +63,8 @@ class Memory:
     """While whole frames are decoded, which is the better way."""
     tile_bytes: int
     """While frames that do not fit are decoded in tiles: what decoding needs at least."""
+    host_bytes: int
+    """Offloaded weights of one process, in host memory; 0 where they are on the GPU."""
 
     @property
     def peak_bytes(self) -> int:
@@ -77,18 +83,46 @@ def estimate(row: ModelRow, plan: Share, *, width: int, height: int, num_frames:
     size = _ITEMSIZE[row.dtype]
     tokens = row.num_tokens(width=width, height=height, num_frames=num_frames)
     decoder = row.vae.dim * _DECODER_BYTES[row.spatial_stride]
+    lying = 0 if plan.speed.is_offloaded else ceil(row.num_experts * expert_bytes(row, plan.speed) / plan.shard)
     return Memory(
-        text_bytes=row.text.num_params * size + ceil(row.num_experts * expert_params(row) * size / plan.shard),
-        weights_bytes=_weights(row, plan) * size,
+        text_bytes=row.text.num_params * size + lying,
+        weights_bytes=_weights(row, plan),
         activations_bytes=ceil(_activations(row, plan, tokens) * _GAPS),
         vae_bytes=row.vae.num_params * 4 + width * height * decoder,
         tile_bytes=row.vae.num_params * 4 + min(width, _TILE) * min(height, _TILE) * decoder,
+        host_bytes=host_bytes(row, plan.speed) if plan.speed.is_offloaded else 0,
     )
 
 
 def expert_params(row: ModelRow) -> int:
     """Parameters of one expert."""
     return row.num_layers * _layer_params(row) + _outer_params(row)
+
+
+def expert_bytes(row: ModelRow, speed: Speed) -> int:
+    """Bytes of one expert as it lies in memory."""
+    return row.num_layers * _layer_bytes(row, speed) + _outer_params(row) * _ITEMSIZE[row.dtype]
+
+
+def _layer_bytes(row: ModelRow, speed: Speed) -> int:
+    matrices = sum(_matrices(row))
+    return matrices * _matrix_itemsize(row, speed) + (_layer_params(row) - matrices) * _ITEMSIZE[row.dtype]
+
+
+def _matrices(row: ModelRow) -> list[int]:
+    """Parameters of each matrix of a layer: q, k, v and out of two attentions, and two of the feed-forward."""
+    return [row.dim * row.dim] * 8 + [row.dim * row.ffn_dim] * 2
+
+
+def _matrix_itemsize(row: ModelRow, speed: Speed) -> int:
+    return 1 if speed.is_float8 else _ITEMSIZE[row.dtype]
+
+
+def host_bytes(row: ModelRow, speed: Speed) -> int:
+    """Bytes of the experts in host memory, if they are offloaded: pinned, which torch gives out by powers of two."""
+    matrices = [params * _matrix_itemsize(row, speed) for params in _matrices(row)]
+    rounded = [1 << (size - 1).bit_length() for size in matrices]
+    return row.num_experts * (expert_bytes(row, speed) + row.num_layers * (sum(rounded) - sum(matrices)))
 
 
 def _layer_params(row: ModelRow) -> int:
@@ -109,15 +143,20 @@ def _outer_params(row: ModelRow) -> int:
 
 
 def _weights(row: ModelRow, plan: Share) -> int:
-    """Parameters held while one expert works.
+    """Bytes held while one expert works.
 
     FSDP2 keeps a rank's own part beside the gathered whole, so that two ranks that gather a whole expert save nothing.
     """
-    expert = expert_params(row)
+    speed, size = plan.speed, _ITEMSIZE[row.dtype]
+    expert = expert_bytes(row, speed)
+    # Of 8-bit matrices one at a time lies there in the dtype in which it computes.
+    cast = max(_matrices(row)) * size if speed.is_float8 else 0
+    some = _outer_params(row) * size + _LAYERS_GATHERED * _layer_bytes(row, speed)
+    if speed.is_offloaded:
+        return some + cast
     if plan.shard == 1:
-        return row.num_experts * expert
-    gathered = _outer_params(row) + _LAYERS_GATHERED * _layer_params(row) if plan.reshard else expert
-    return ceil(row.num_experts * expert / plan.shard) + gathered
+        return row.num_experts * expert + cast
+    return ceil(row.num_experts * expert / plan.shard) + (some if plan.reshard else expert) + cast
 
 
 def _activations(row: ModelRow, plan: Share, tokens: int) -> int:

@@ -6,7 +6,7 @@ there is none, it is a processor's.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from math import gcd, inf
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 from engine.contract.errors import Invalid, Problem
 from engine.contract.memory import estimate
 from engine.contract.models import ModelRow
+from engine.contract.speed import Speed, impossible
 
 # The largest installation that a refusal looks at for what would fit.
 _NODES, _GPUS = 4, 8
 # From the largest: those that Wan2.2 was trained for (720p, 480p) and what others offer between and below.
 _SIZES = ((1280, 720), (1280, 704), (1024, 576), (960, 544), (832, 480), (640, 384), (480, 320), (384, 256), (256, 256))
+_PLAIN = Speed()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Plan:
     """Neighbouring ranks that hold one copy of the weights between them (FSDP); 1: every rank holds a copy."""
     reshard: bool = False
     """With shard: each layer is gathered for its own turn and dropped after it; else the active expert, whole."""
+    speed: Speed = field(default_factory=Speed)
+    """What the operator chose beside the degrees; its offload is decided."""
 
     @property
     def world_size(self) -> int:
@@ -50,8 +54,8 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Plan":
-        """The inverse of `to_json`."""
-        return cls(**data)
+        """The inverse of `to_json`. Raises TypeError."""
+        return cls(**{**data, "speed": Speed(**data.get("speed", {}))})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,7 @@ class _Video:
     num_frames: int
     gpu_memory_gib: float
     has_negative: bool
+    speed: Speed
 
     def needs_gib(self, plan: Plan) -> float:
         """Memory of one GPU."""
@@ -80,15 +85,19 @@ def choose(
     num_frames: int,
     gpu_memory_gib: float = 0.0,
     has_negative: bool = True,
+    speed: Speed = _PLAIN,
 ) -> Plan:
     """The plan for a video of `row` on this many processes: cfg first, then Ulysses inside a node, then ring across.
 
     Order after the published best for Wan2.2 (research of TensorRT-LLM VisualGen: 1.9x of 2 for cfg, then Ulysses):
     cfg exchanges one tensor per step, Ulysses four parts of tensors per layer, ring two whole ones. Of the ways to hold
-    the weights it takes the first that fits into `gpu_memory_gib`; 0 stands for unknown. Without a negative prompt
-    there is nothing for cfg to share, and all processes share the one pass.
-    Raises Invalid when nothing fits, naming what would.
+    the weights it takes the first that fits into `gpu_memory_gib`; 0 stands for unknown. Offload is the last of them,
+    if `speed` leaves it open. Without a negative prompt there is nothing for cfg to share, and all processes share the
+    one pass.
+    Raises Invalid when nothing fits, naming what would, and when `row` cannot run with `speed`.
     """
+    if problems := _speed_problems(speed, row):
+        raise Invalid(*problems)
     video = _Video(
         row=row,
         width=width,
@@ -96,6 +105,7 @@ def choose(
         num_frames=num_frames,
         gpu_memory_gib=gpu_memory_gib,
         has_negative=has_negative,
+        speed=speed,
     )
     plan = _fitting(video, num_nodes=num_nodes, num_processes=num_processes)
     if plan is None:
@@ -105,7 +115,7 @@ def choose(
 
 def check(plan: Plan, row: ModelRow) -> None:
     """Raise Invalid unless `plan` can run `row`."""
-    counts = {name: value for name, value in plan.to_json().items() if name != "reshard"}
+    counts = {name: value for name, value in plan.to_json().items() if name not in ("reshard", "speed")}
     if low := [f"{name} is {value}" for name, value in counts.items() if value < 1]:
         raise Invalid(Problem(pointer="/plan", rule="positive", message=f"{', '.join(low)}; allowed: 1 or more"))
     of_a_node = f"it must divide the {plan.num_processes} processes of one node"
@@ -123,10 +133,22 @@ def check(plan: Plan, row: ModelRow) -> None:
         ),
         (plan.num_processes % plan.ulysses == 0, "node", f"ulysses is {plan.ulysses}; {of_a_node}"),
         (plan.num_processes % plan.shard == 0, "shard", f"shard is {plan.shard}; {of_a_node}"),
+        (plan.speed.offload != "auto", "offload", "offload is auto; a plan has it decided: always or never"),
+        (
+            plan.shard == 1 or not plan.speed.is_offloaded,
+            "offload",
+            f"offload is always and shard is {plan.shard}; a layer lies in host memory or on other GPUs: set shard to "
+            "1, or offload to never",
+        ),
     )
     problems = [Problem(pointer="/plan", rule=rule, message=message) for holds, rule, message in rules if not holds]
+    problems += _speed_problems(plan.speed, row)
     if problems:
         raise Invalid(*problems)
+
+
+def _speed_problems(speed: Speed, row: ModelRow) -> list[Problem]:
+    return [Problem(pointer="/plan/speed", rule=name, message=message) for name, message in impossible(speed, row)]
 
 
 def _fitting(video: _Video, *, num_nodes: int, num_processes: int) -> Plan | None:
@@ -140,11 +162,12 @@ def _ways(video: _Video, *, num_nodes: int, num_processes: int) -> list[Plan]:
     can_halve = num_nodes * num_processes % 2 == 0
     # What one pass has too few heads for, two ranks of cfg compute both: slower than it could be, but it runs.
     cfgs = ([2] if video.has_negative else [1, 2]) if can_halve else [1]
-    found = (_ways_by(cfg, video.row, num_nodes=num_nodes, num_processes=num_processes) for cfg in cfgs)
+    found = (_ways_by(cfg, video, num_nodes=num_nodes, num_processes=num_processes) for cfg in cfgs)
     return next((ways for ways in found if ways), [])
 
 
-def _ways_by(cfg: int, row: ModelRow, *, num_nodes: int, num_processes: int) -> list[Plan]:
+def _ways_by(cfg: int, video: _Video, *, num_nodes: int, num_processes: int) -> list[Plan]:
+    row, speed = video.row, replace(video.speed, offload="never")
     world_size = num_nodes * num_processes
     ranks = world_size // cfg
     # All ranks of a branch that lie on one node. Where they do not divide the heads, padded heads still use every rank.
@@ -153,14 +176,15 @@ def _ways_by(cfg: int, row: ModelRow, *, num_nodes: int, num_processes: int) -> 
     ring = ranks // ulysses
     if ring > 1 and num_nodes == 1:
         return []
-    whole = Plan(num_nodes=num_nodes, num_processes=num_processes, cfg=cfg, ring=ring, ulysses=ulysses, shard=1)
-    if num_processes == 1:
-        return [whole]
+    degrees = {"cfg": cfg, "ring": ring, "ulysses": ulysses}
+    whole = Plan(num_nodes=num_nodes, num_processes=num_processes, **degrees, shard=1, speed=speed)
     gathered = replace(whole, shard=num_processes)
     # A gathered expert is as fast as a whole copy, and each rank reads only its share of the files. A tiny model's are
     # read in no time, and sharded float32 is rounded in another order (tests/engine/many_ranks.py).
     first, second = (whole, gathered) if row.dtype == "float32" else (gathered, whole)
-    return [first, second, replace(gathered, reshard=True)]
+    on_gpus = [whole] if num_processes == 1 else [first, second, replace(gathered, reshard=True)]
+    offloaded = replace(whole, speed=replace(speed, offload="always"))
+    return {"never": on_gpus, "auto": [*on_gpus, offloaded], "always": [offloaded]}[video.speed.offload]
 
 
 def _refusal(video: _Video, *, num_nodes: int, num_processes: int) -> Problem:
@@ -179,7 +203,9 @@ def _refusal(video: _Video, *, num_nodes: int, num_processes: int) -> Problem:
     fits = ", ".join(_counts(video)) or f"none up to {_NODES} x {_GPUS}"
     smaller = next(_smaller(video, num_nodes=num_nodes, num_processes=num_processes), None) if ways else None
     here = f"; {counts} would do for {smaller[0]}x{smaller[1]}" if smaller else ""
-    return Problem(pointer="/plan", rule=rule, message=f"{why}; nodes x GPUs that fit: {fits}{here}")
+    choices = ", ".join(_choices(video, num_nodes=num_nodes, num_processes=num_processes)) if ways else ""
+    chosen = f"; {counts} would do with {choices}" if choices else ""
+    return Problem(pointer="/plan", rule=rule, message=f"{why}; nodes x GPUs that fit: {fits}{here}{chosen}")
 
 
 def _counts(video: _Video) -> Iterator[str]:
@@ -206,3 +232,14 @@ def _smaller(video: _Video, *, num_nodes: int, num_processes: int) -> Iterator[t
             replace(video, width=width, height=height), num_nodes=num_nodes, num_processes=num_processes
         ):
             yield width, height
+
+
+def _choices(video: _Video, *, num_nodes: int, num_processes: int) -> Iterator[str]:
+    """What the operator may choose so that these processes fit; each alone."""
+    others = {
+        "CINEVENT_OFFLOAD=auto": replace(video.speed, offload="auto"),
+        "CINEVENT_WEIGHTS_DTYPE=float8": replace(video.speed, weights_dtype="float8"),
+    }
+    for name, speed in others.items():
+        if _fitting(replace(video, speed=speed), num_nodes=num_nodes, num_processes=num_processes):
+            yield name

@@ -43,6 +43,10 @@ _PLAN = {
             for name in ("num_nodes", "num_processes", "cfg", "ring", "ulysses", "shard")
         },
         "reshard": {"type": "boolean", "description": "weights are gathered layer by layer; absent: no"},
+        "speed": {
+            "type": "object",
+            "description": "what was chosen to make the run faster or smaller (docs/engine.md); absent: nothing",
+        },
     },
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.contract.errors import Invalid, Problem
 from engine.contract.job import is_tenant
+from engine.contract.speed import ATTENTION, OFFLOAD, WEIGHTS_DTYPES, Speed, unknown
 
 # A source waits 60 s for notify's answer; a delivery that takes longer would be sent twice.
 _WEBHOOK_TIMEOUT_MAX_S = 45.0
@@ -52,6 +53,26 @@ class Settings:
     gpu_memory_gib: float = _env(
         0.0,
         "Memory of one GPU in GiB; a job that cannot fit is refused before a GPU is asked for; 0: not checked.",
+    )
+    compile: bool = _env(
+        default=False,
+        doc="With 1 the layers of a model run as torch.compile made them, which needs a C++ compiler and Python's"
+        " headers where the engine runs. [engine.md](engine.md) says what each of these choices gains and changes.",
+    )
+    compile_dir: str = _env(
+        "", "Where compiled code is kept, so that later runs need not wait for it; empty: in CINEVENT_MODELS_DIR."
+    )
+    attention: str = _env(
+        "auto",
+        f"Who computes attention: {', '.join(ATTENTION)}. auto: the fastest that the GPU and what is installed have.",
+    )
+    weights_dtype: str = _env(
+        "model", f"How a layer's matrices lie in memory: {' or '.join(WEIGHTS_DTYPES)}. float8 halves it, and is lossy."
+    )
+    offload: str = _env(
+        "auto",
+        f"Layers lie in host memory and arrive ahead of their use: {', '.join(OFFLOAD)}. auto: where nothing else fits"
+        " into CINEVENT_GPU_MEMORY_GIB.",
     )
     max_runs: int = _env(
         1,
@@ -112,13 +133,23 @@ class Settings:
                 continue
             try:
                 values[item.name] = _PARSERS[type(item.default)](environ[name])
-            except ValueError:
-                kind = {int: "a whole number", float: "a number"}[type(item.default)]
+            except (ValueError, KeyError):
+                kind = {int: "a whole number", float: "a number", bool: "1 or 0"}[type(item.default)]
                 problems.append(Problem(pointer=name, rule="type", message=f"{environ[name]!r} is not {kind}"))
         problems += [] if problems else _rules(cls(**values))
         if problems:
             raise Invalid(*problems)
         return cls(**values)
+
+    @property
+    def speed(self) -> Speed:
+        """What is chosen to make runs faster or smaller."""
+        return Speed(
+            compile=self.compile,
+            attention=self.attention,
+            weights_dtype=self.weights_dtype,
+            offload=self.offload,
+        )
 
     def environ(self) -> dict[str, str]:
         """The variables that `read` turns into these settings again: what a child process gets."""
@@ -134,7 +165,8 @@ def env_name(field_name: str) -> str:
     return f"CINEVENT_{field_name.upper()}"
 
 
-_PARSERS: dict[type, Any] = {str: str, int: int, float: float}
+_FLAGS = {"1": True, "true": True, "0": False, "false": False}
+_PARSERS: dict[type, Any] = {str: str, int: int, float: float, bool: lambda text: _FLAGS[text.lower()]}
 
 
 def _rules(settings: Settings) -> list[Problem]:
@@ -176,6 +208,9 @@ def _rules(settings: Settings) -> list[Problem]:
     if not _MODELS_URL.fullmatch(settings.models_url):
         message = f"{settings.models_url!r} has no models; allowed: s3://BUCKET/PREFIX, hub, hub@REVISION, or nothing"
         problems.append(Problem(pointer=env_name("models_url"), rule="scheme", message=message))
+    problems += [
+        Problem(pointer=env_name(name), rule="choice", message=message) for name, message in unknown(settings.speed)
+    ]
     try:
         shlex.split(settings.engine_command)
     except ValueError as error:

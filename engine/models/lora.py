@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from engine.contract.errors import JobFailed
 from engine.contract.lora import Lora
+from engine.models import float8
 
 _log = logging.getLogger(__name__)
 
@@ -91,17 +92,26 @@ def add(changes: Changes, expert: torch.nn.Module) -> None:
     parameters = dict(expert.named_parameters())
     for module, of_module in changes.items():
         weight, rows = _local(parameters[f"{module}.weight"])
-        # What lies in another form than numbers must be read as such first.
-        assert weight.is_floating_point()
-        total = weight.to(torch.float32)
+        is_float8 = weight.dtype == torch.uint8
+        total = float8.values(weight) if is_float8 else weight.to(torch.float32)
         for change in of_module:
             up_or, down_ri = (part.to(weight.device, torch.float32) for part in (change.up_or[rows], change.down_ri))
             total += (change.scale * (up_or.flatten(1) @ down_ri.flatten(1))).view(total.shape)
-        weight.copy_(total)
+        if is_float8:
+            _write(weight, total, module)
+        else:
+            weight.copy_(total)
         for change in of_module:
             if change.bias_o is not None:
                 bias, rows = _local(parameters[f"{module}.bias"])
                 bias += (change.scale * change.bias_o[rows].to(torch.float32)).to(bias.device, bias.dtype)
+
+
+def _write(weight: torch.Tensor, total: torch.Tensor, module: str) -> None:
+    try:
+        float8.write(weight, total, name=f"{module}.weight, changed by LoRAs,")
+    except ValueError as error:
+        raise _failed(str(error)) from error
 
 
 def _file(folder: Path, name: str, expert: str) -> Path | None:

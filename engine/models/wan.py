@@ -19,11 +19,12 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, Wan
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.utils.constants import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from engine.contract.errors import JobFailed
 from engine.contract.models import ModelRow
+from engine.models.float8 import Planner
 from engine.models.schedule import Schedule, make_schedule
 
 # Files of one component that are read at a time: a network disk serves several readers faster than one.
@@ -120,12 +121,13 @@ def read_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
     places = {name: parameter.data for name, parameter in module.named_parameters()}
     with _reading(path):
         # What dcp.load does, less its collectives: there is nothing to agree upon, and other threads may be using them.
-        reader, planner = HuggingFaceStorageReader(str(path), thread_count=_READERS), DefaultLoadPlanner()
+        reader, planner = HuggingFaceStorageReader(str(path), thread_count=_READERS), Planner()
         reader.fs = _WeightFiles()
         found = reader.read_metadata()
         planner.set_up_planner(places, found, is_coordinator=True)
         reader.set_up_storage_reader(found, is_coordinator=True)
         reader.read_data(planner.create_local_plan(), planner).wait()
+        planner.check()
     return module
 
 

@@ -137,6 +137,7 @@ class Reconciler:
             num_frames=given.num_frames,
             gpu_memory_gib=settings.gpu_memory_gib,
             has_negative=given.has_negative,
+            speed=settings.speed,
         )
 
     def _stop(self, job: Job, _decision: Decision) -> None:

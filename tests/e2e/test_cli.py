@@ -25,7 +25,8 @@ OPTIONS = {
     "cancel": "--json --nats --url",
     "list": "--cursor --json --limit --nats --url",
     "video": "--json --nats --output --url",
-    "plan": "--gpu-memory --gpus --json --nodes --num-frames --size",
+    "plan": "--attention --compile --gpu-memory --gpus --json --no-compile --nodes --num-frames --offload --size "
+    "--weights-dtype",
     "doctor": "--json --nats-monitor",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
@@ -72,6 +73,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ("plan", "tiny-t2v", "--gpus", "0"),
         ("plan", "tiny-t2v", "--size", "1280"),
         ("plan", "tiny-t2v", "--gpu-memory", "nan"),
+        ("plan", "tiny-t2v", "--attention", "fast"),
     ],
 )
 def test_a_wrong_call_is_exit_code_2(arguments: tuple[str, ...]) -> None:
@@ -194,10 +196,29 @@ def test_the_settings_of_an_installation_are_the_defaults_of_a_plan() -> None:
     assert done.json["plan"]["reshard"]
 
 
+def test_one_small_gpu_makes_the_largest_model_by_offload() -> None:
+    done = cinevent("plan", "wan2.2-t2v-a14b", "--gpus", "1", "--gpu-memory", "24", "--json")
+
+    assert done.json["plan"]["speed"]["offload"] == "always"
+    assert done.json["memory"]["peak_bytes"] < 24 * 2**30 < done.json["memory"]["host_bytes"]
+    assert [line for line in done.json["why"] if line.startswith("offload always: layers lie in host memory")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--gpu-memory", "48"), "needs 65.8 GiB on each of 1 x 1 GPUs, which have 48; nodes x GPUs that fit: 1 x 2-8"),
+        (
+            ("--gpu-memory", "48", "--offload", "never"),
+            "1 x 1 would do with CINEVENT_OFFLOAD=auto, CINEVENT_WEIGHTS_DTYPE=float8",
+        ),
+        (
+            ("--gpu-memory", "12.8"),
+            "needs 13.2 GiB on each of 1 x 1 GPUs, which have 12.8; nodes x GPUs that fit: 1 x 3-8, 2 x 2-8",
+        ),
+        (
+            ("--gpu-memory", "48", "--offload", "never"),
+            "needs 65.8 GiB on each of 1 x 1 GPUs, which have 48; nodes x GPUs that fit: 1 x 2-8",
+        ),
         (("--size", "1280x1280"), "/input/width: 1280 x 1280 is 1638400 pixels; wan2.2-t2v-a14b makes at most 921600"),
         (("--size", "1270x720"), "/input/width: 1270 is not a multiple of 16"),
         (("--num-frames", "80"), "/input/num_frames: num_frames is 80; allowed: 4k + 1, such as 77 or 81"),

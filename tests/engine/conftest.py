@@ -22,6 +22,16 @@ def quiet_libraries() -> None:
     diffusers_logging.disable_progress_bar()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all processes of the tests keep what they compile: nothing is left from earlier ones."""
+    directory = tmp_path_factory.mktemp("compiled")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory)
+    # A pool of compilers takes longer to start than our few layers to compile.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return directory
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny models, and LoRAs beside one of them."""

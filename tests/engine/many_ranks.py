@@ -13,8 +13,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from engine.contract.plan import Plan
+from engine.contract.speed import Speed
 from engine.mesh import Ranks, divide
-from tests.engine.ours import WAYS, a_video_request, our_model, our_parts, our_steps
+from tests.engine.ours import ALONE, WAYS, a_video_request, our_model, our_parts, our_steps
 from tests.make import a_plan
 from tests.ranks import on_ranks
 
@@ -30,22 +31,26 @@ class Case:
     plan: Plan
     inputs: dict[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    ways: tuple[str, ...] = tuple(WAYS)
     fp32_tolerance: float = 0.0
+
+    @property
+    def alone(self) -> Plan:
+        """What one rank does that gives the same: all but compiling, which rounds otherwise."""
+        return replace(ALONE, speed=replace(self.plan.speed, compile=False))
 
 
 def pairs(case: Case) -> list[tuple[str, str]]:
     """The ways and dtypes of a case: a model that is the same with an image has it in float32 alone."""
-    return [
-        (way, dtype)
-        for (way, (_, image)), dtype in product(WAYS.items(), case.dtypes)
-        if not image or dtype == "float32"
-    ]
+    return [(way, dtype) for way, dtype in product(case.ways, case.dtypes) if not WAYS[way][1] or dtype == "float32"]
 
 
 def on(num_processes: int, **degrees: Any) -> Plan:
     return a_plan(num_processes=num_processes, **{"cfg": 1, **degrees})
 
 
+# One model for what a layer does, whatever it makes.
+TEXT = ("tiny-t2v",)
 # Sharded float32: an unsharded layer is a view into one buffer, and a processor's sums round by the alignment of it.
 SHARDED = 2e-5
 
@@ -65,6 +70,28 @@ CASES = [
     Case("ring2 x ulysses2, odd", on(4, ring=2, ulysses=2), inputs=ODD),
     Case("cfg2 x ulysses2 x fsdp4", on(4, cfg=2, ulysses=2, shard=4), fp32_tolerance=SHARDED),
     Case("cfg2 x ring2 x hsdp2", on(4, cfg=2, ring=2, shard=2), fp32_tolerance=SHARDED),
+    Case("offload x ulysses2", on(2, ulysses=2, speed=Speed(offload="always")), ways=TEXT),
+    Case("math x ring2, odd", on(2, ring=2, speed=Speed(attention="math")), inputs=ODD, ways=TEXT),
+    Case("float8 x cfg2", on(2, cfg=2, speed=Speed(weights_dtype="float8")), ways=TEXT),
+    Case(
+        "float8 x ulysses2 x fsdp2",
+        on(2, ulysses=2, shard=2, speed=Speed(weights_dtype="float8")),
+        ways=TEXT,
+        fp32_tolerance=SHARDED,
+    ),
+    Case(
+        "float8 x fsdp2 by layer",
+        on(2, cfg=2, shard=2, reshard=True, speed=Speed(weights_dtype="float8")),
+        ways=TEXT,
+        fp32_tolerance=SHARDED,
+    ),
+    Case(
+        "compiled x ulysses2 x fsdp2",
+        on(2, ulysses=2, shard=2, speed=Speed(compile=True)),
+        dtypes=("float32",),
+        ways=TEXT,
+        fp32_tolerance=SHARDED,
+    ),
 ]
 
 
@@ -131,11 +158,16 @@ def main(models: Path, folder: Path) -> None:
         on_ranks(world_size, lambda ranks: compute_all(models, folder, ranks))
 
 
+def has_weights(case: Case) -> bool:
+    """Whether the weights that each rank holds are kept too."""
+    return case.plan.shard > 1 and case.plan.speed == Speed()
+
+
 def compute_all(models: Path, folder: Path, ranks: Ranks) -> None:
     for case in CASES:
         if case.plan.world_size == ranks.world_size:
             compute(case, models, folder, ranks)
-            if case.plan.shard > 1:
+            if has_weights(case):
                 torch.save(weights_held(models, ranks, case.plan), folder / f"{case.name}, weights, {ranks.rank}.pt")
     for case in OPTION_CASES:
         if case.plan.world_size == ranks.world_size:

@@ -18,9 +18,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import UMT5Config, UMT5EncoderModel
 
 from engine import sequence
-from engine.contract.memory import estimate, expert_params
+from engine.contract.memory import estimate, expert_bytes, expert_params
 from engine.contract.models import CATALOG, ModelRow
+from engine.contract.speed import Speed
 from engine.mesh import Mesh, Ranks, divide
+from engine.models import float8
 from tests.make import a_plan
 
 # The published configurations, as far as they differ from the classes' defaults (config.json of the diffusers folders).
@@ -82,6 +84,22 @@ def test_parameters_are_counted_exactly(name: str) -> None:
 
     assert expert_params(CATALOG[name]) == num_params(expert)
     assert CATALOG[name].vae.num_params == num_params(vae)
+
+
+@pytest.mark.parametrize("weights_dtype", ["model", "float8"])
+@names
+def test_weights_take_the_bytes_that_are_counted(name: str, weights_dtype: str) -> None:
+    row = CATALOG[name]
+    with torch.device("meta"):
+        expert = WanTransformer3DModel(**CONFIGS[name])
+    in_row_dtype(row, expert)
+    if weights_dtype == "float8":
+        float8.store(expert.blocks)
+
+    found = expert_bytes(row, Speed(weights_dtype=weights_dtype))
+    # Counted without the little that stays float32.
+    assert found == pytest.approx(sum(parameter.nbytes for parameter in expert.parameters()), rel=0.01)
+    assert found / (2 * expert_params(row)) == pytest.approx(1 if weights_dtype == "model" else 0.51, abs=0.01)
 
 
 def test_the_text_encoder_is_that_of_umt5_xxl() -> None:

@@ -14,6 +14,7 @@ from tests.engine.many_ranks import (
     OPTIONS,
     Case,
     file_of,
+    has_weights,
     latents,
     option_file,
     pairs,
@@ -29,7 +30,7 @@ MATRIX = [
 
 @pytest.mark.parametrize(("case", "way", "dtype"), MATRIX)
 def test_many_ranks_equal_one(models: Path, ranks: Ranks, many_ranks: Path, case: Case, way: str, dtype: str) -> None:
-    alone = latents(way, case.inputs, models, ranks, plan=ALONE, dtype=dtype)
+    alone = latents(way, case.inputs, models, ranks, plan=case.alone, dtype=dtype)
     found = [torch.load(many_ranks / file_of(case, way, dtype, rank)) for rank in range(case.plan.world_size)]
     assert all(torch.equal(found[0], other) for other in found[1:])
     if dtype == "float32" and case.fp32_tolerance:
@@ -47,7 +48,7 @@ def test_an_option_gives_the_same_on_two_ranks(models: Path, ranks: Ranks, many_
             assert (found - alone).abs().max() <= case.fp32_tolerance, case.name
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.plan.shard > 1], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if has_weights(case)], ids=lambda case: case.name)
 def test_the_active_expert_is_whole_and_the_idle_one_is_sharded(many_ranks: Path, case: Case) -> None:
     shard = 1 / case.plan.shard
     for rank in range(case.plan.world_size):

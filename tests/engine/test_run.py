@@ -159,6 +159,8 @@ def test_the_manifest_is_enough_to_make_the_video_again(place: Place, ended: dic
     assert (manifest["seed"], manifest["plan"]["cfg"], manifest["plan"]["num_processes"]) == (7, 2, 2)
     assert {"python", "torch", "diffusers", "transformers"} == set(manifest["versions"])
     assert manifest["tile"] == 0
+    # What auto became, not auto.
+    assert manifest["plan"]["speed"]["attention"] == "native"
 
 
 def test_the_stages_are_entered_in_their_order(place: Place, ended: dict[str, Ended]) -> None:

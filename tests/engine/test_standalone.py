@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.__main__ import _compile_dir
+from engine.contract.settings import Settings
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "engine", *arguments], capture_output=True, text=True)
@@ -35,6 +38,20 @@ def test_a_request_that_cannot_be_is_refused_in_one_line(tmp_path: Path, body: s
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert words in done.stderr
     assert not (tmp_path / "video").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "expected"),
+    [
+        ({}, {}, "models/.compiled"),
+        ({}, {"TORCHINDUCTOR_CACHE_DIR": "own"}, "own"),
+        ({"compile_dir": "shared"}, {"TORCHINDUCTOR_CACHE_DIR": "own"}, "shared"),
+    ],
+)
+def test_what_is_compiled_is_kept_beside_the_models(
+    settings: dict[str, str], environ: dict[str, str], expected: str
+) -> None:
+    assert _compile_dir(Settings(models_dir="models", **settings), environ) == expected
 
 
 def test_weights_that_are_missing_are_named_on_both_outputs(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """A plan in words: one line per degree that says why, and the memory."""
 
+from typing import Any
+
 import pytest
 
 from engine.contract.explain import explain
 from engine.contract.models import CATALOG
 from engine.contract.plan import choose
+from engine.contract.speed import Speed
 from tests.make import a_plan
 
 A14B = CATALOG["wan2.2-t2v-a14b"]
 VIDEO = {"width": 832, "height": 480, "num_frames": 81}
-STARTS = ["cfg", "ring", "ulysses", "shard", "sequence", "memory", "reading the prompt", "denoising", "decoding"]
+CHOICES = ["compile", "attention", "weights", "offload"]
+NEEDS = ["memory", "reading the prompt", "denoising", "decoding"]
+STARTS = ["cfg", "ring", "ulysses", "shard", "sequence", *CHOICES, *NEEDS]
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 3), (1, 8), (2, 8), (4, 8)])
@@ -34,6 +39,20 @@ def test_what_is_padded_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({}, "compile off: layers run as they are written"),
+        ({"compile": True}, "compile on: layers run as torch.compile made them"),
+        ({"attention": "flash3"}, "attention flash3: on a machine without it the run is refused"),
+        ({"weights_dtype": "float8"}, "lie in 8 bits and are cast to bfloat16"),
+        ({"offload": "always"}, "offload always: layers lie in host memory, 80.9 GiB for each GPU"),
+    ],
+)
+def test_what_is_chosen_for_speed_is_said(chosen: dict[str, Any], words: str) -> None:
+    assert words in "\n".join(explain(a_plan(speed=Speed(**chosen)), A14B, **VIDEO))
+
+
+@pytest.mark.parametrize(
     ("over", "words"),
     [
         ({"shard": 1}, "every GPU holds all weights"),
@@ -52,4 +71,4 @@ def test_small_memory_is_shown_in_mib() -> None:
 
     lines = explain(a_plan(), row, width=128, height=96, num_frames=9)
 
-    assert lines[7] == "denoising: 3.8 MiB weights, 1.8 MiB activations"
+    assert lines[11] == "denoising: 3.8 MiB weights, 1.8 MiB activations"

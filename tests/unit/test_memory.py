@@ -1,14 +1,24 @@
 """The estimate of a GPU's memory: what makes it smaller never makes it larger, and it has the parts that it says."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.contract.memory import GIB, RESERVE_BYTES, estimate, expert_params, padded_heads, tokens_per_rank
+from engine.contract.memory import (
+    GIB,
+    RESERVE_BYTES,
+    estimate,
+    expert_bytes,
+    expert_params,
+    padded_heads,
+    tokens_per_rank,
+)
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan
+from engine.contract.speed import Speed
 from tests.make import a_plan
 
 ALONE = a_plan(num_processes=1, cfg=1)
@@ -86,6 +96,32 @@ def test_two_experts_weigh_twice_as_much_as_one(row: ModelRow) -> None:
     size = {"float32": 4, "bfloat16": 2}[row.dtype]
 
     assert estimate(row, ALONE, **video).weights_bytes == row.num_experts * expert_params(row) * size
+
+
+@given(st.data())
+def test_float8_and_offload_never_need_more(data: st.DataObject) -> None:
+    row = data.draw(rows)
+    video = data.draw(videos(row))
+    plain, small, away, both = (
+        estimate(row, replace(ALONE, speed=Speed(weights_dtype=dtype, offload=offload)), **video)
+        for offload in ("never", "always")
+        for dtype in ("model", "float8")
+    )
+
+    # A tiny model's is no more than a few layers.
+    if row.hub:
+        assert both.weights_bytes < away.weights_bytes < small.weights_bytes < plain.weights_bytes
+        assert 0.5 < small.text_bytes / plain.text_bytes < 1
+    assert both.host_bytes < away.host_bytes
+    assert plain.host_bytes == small.host_bytes == 0
+    assert away.host_bytes >= row.num_experts * expert_bytes(row, Speed())
+
+
+def test_a_model_takes_half_in_float8() -> None:
+    for row in CATALOG.values():
+        if row.hub:
+            halved, whole = (expert_bytes(row, Speed(weights_dtype=dtype)) for dtype in ("float8", "model"))
+            assert halved / whole == pytest.approx(0.51, abs=0.01)
 
 
 def test_stages_that_follow_each_other_do_not_add_up() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from engine.contract.errors import Invalid
 from engine.contract.memory import estimate
 from engine.contract.models import CATALOG, ModelRow
 from engine.contract.plan import Plan, check, choose
+from engine.contract.speed import Speed
 from tests.make import a_plan
 
 A14B, TI2V, TINY = (CATALOG[name] for name in ("wan2.2-t2v-a14b", "wan2.2-ti2v-5b", "tiny-t2v"))
@@ -45,15 +47,16 @@ DEGREES_OF_4_HEADS = {
 }
 
 
-def a_video(row: ModelRow, **over: int) -> dict[str, Any]:
+def a_video(row: ModelRow, **over: Any) -> dict[str, Any]:
     """The row's default size."""
     return {"width": row.width.default, "height": row.height.default, "num_frames": row.num_frames.default, **over}
 
 
-def pick(row: ModelRow, nodes: int, processes: int, *, memory: float = 0.0, **over: int) -> Plan | None:
+def pick(row: ModelRow, nodes: int, processes: int, *, memory: float = 0.0, **over: Any) -> Plan | None:
     """The plan for a video, or None when it is refused."""
+    video = a_video(row, **over)
     try:
-        return choose(row, num_nodes=nodes, num_processes=processes, gpu_memory_gib=memory, **a_video(row, **over))
+        return choose(row, num_nodes=nodes, num_processes=processes, gpu_memory_gib=memory, **video)
     except Invalid:
         return None
 
@@ -178,7 +181,7 @@ def test_a_refusal_names_the_largest_usual_size_that_does_fit() -> None:
     with pytest.raises(Invalid) as caught:
         choose(A14B, num_nodes=2, num_processes=1, width=1280, height=720, num_frames=121, gpu_memory_gib=memory)
 
-    [size] = re.findall(r"; 2 x 1 would do for (\d+)x(\d+)$", caught.value.problems[0].message)
+    [size] = re.findall(r"; 2 x 1 would do for (\d+)x(\d+);", caught.value.problems[0].message)
     width, height = map(int, size)
     assert 832 * 480 <= width * height < 1280 * 720
     assert pick(A14B, 2, 1, memory=memory, width=width, height=height, num_frames=121)
@@ -186,6 +189,89 @@ def test_a_refusal_names_the_largest_usual_size_that_does_fit() -> None:
 
 def test_a_refusal_says_so_when_nothing_fits() -> None:
     assert refusal(A14B, 1, 8, memory=8)[1].endswith("nodes x GPUs that fit: none up to 4 x 8")
+
+
+OFF, LITTLE = {"offload": "auto"}, {"weights_dtype": "float8"}
+
+
+@pytest.mark.parametrize(
+    ("processes", "memory", "chosen", "expected"),
+    [
+        # Nothing is known, or all fits: the weights stay.
+        (1, 0, OFF, (1, False, "never")),
+        (1, 80, OFF, (1, False, "never")),
+        (1, 80, {"offload": "always"}, (1, False, "always")),
+        # One small GPU.
+        (1, 24, {}, None),
+        (1, 24, OFF, (1, False, "always")),
+        (1, 12, OFF, None),
+        # Sharding comes first: it needs no host memory.
+        (8, 24, OFF, (8, True, "never")),
+        (8, 16, OFF, (1, False, "always")),
+        (8, 24, {"offload": "always"}, (1, False, "always")),
+        # Half the weights.
+        (1, 48, {}, None),
+        (1, 48, LITTLE, (1, False, "never")),
+        (1, 24, LITTLE, None),
+        (1, 24, {**LITTLE, **OFF}, (1, False, "always")),
+        (2, 32, {}, None),
+        (2, 32, LITTLE, (2, True, "never")),
+    ],
+)
+def test_offload_is_the_last_way_to_fit_and_float8_makes_all_ways_smaller(
+    processes: int, memory: float, chosen: dict[str, str], expected: tuple[int, bool, str] | None
+) -> None:
+    plan = pick(A14B, 1, processes, memory=memory, speed=Speed(**chosen))
+
+    assert (plan and (plan.shard, plan.reshard, plan.speed.offload)) == expected
+    assert plan is None or replace(plan.speed, offload="never") == replace(Speed(**chosen), offload="never")
+
+
+@pytest.mark.parametrize(
+    ("row", "processes", "memory", "end"),
+    [
+        (A14B, 1, 48, "1 x 1 would do with CINEVENT_OFFLOAD=auto, CINEVENT_WEIGHTS_DTYPE=float8"),
+        (A14B, 1, 24, "1 x 1 would do with CINEVENT_OFFLOAD=auto"),
+        (A14B, 1, 8, "that fit: none up to 4 x 8"),
+    ],
+)
+def test_a_refusal_names_the_choices_that_would_fit(row: ModelRow, processes: int, memory: float, end: str) -> None:
+    assert refusal(row, 1, processes, memory=memory)[1].endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen", "rules"),
+    [
+        (TINY, {"attention": "flash"}, {"attention"}),
+        (TINY, {"attention": "cudnn"}, {"attention"}),
+        (TINY, {"attention": "sage"}, {"attention"}),
+        (A14B, {"attention": "fastest"}, {"attention"}),
+        (A14B, {"weights_dtype": "int4"}, {"weights_dtype"}),
+        (A14B, {"attention": "x", "weights_dtype": "y", "offload": "z"}, {"attention", "weights_dtype", "offload"}),
+    ],
+)
+def test_choices_that_no_machine_has_are_refused(row: ModelRow, chosen: dict[str, str], rules: set[str]) -> None:
+    with pytest.raises(Invalid) as by_choose:
+        choose(row, num_nodes=1, num_processes=2, speed=Speed(**chosen), **a_video(row))
+    with pytest.raises(Invalid) as by_check:
+        check(a_plan(speed=Speed(**chosen)), row)
+
+    for caught in (by_choose, by_check):
+        assert {(problem.pointer, problem.rule) for problem in caught.value.problems} == {
+            ("/plan/speed", rule) for rule in rules
+        }
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen"),
+    [
+        (TINY, {"attention": "math", "compile": True, "weights_dtype": "float8"}),
+        (A14B, {"attention": "flash3", "compile": True, "weights_dtype": "float8"}),
+        (A14B, {"attention": "sage", "offload": "always"}),
+    ],
+)
+def test_choices_may_be_combined(row: ModelRow, chosen: dict[str, Any]) -> None:
+    check(a_plan(speed=Speed(**chosen)), row)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +288,8 @@ def test_a_refusal_says_so_when_nothing_fits() -> None:
         (a_plan(ulysses=0), {"positive"}),
         (a_plan(shard=0), {"positive"}),
         (a_plan(num_processes=-2, cfg=-2), {"positive"}),
+        (a_plan(speed=Speed(offload="auto")), {"offload"}),
+        (a_plan(shard=2, speed=Speed(offload="always")), {"offload"}),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_with_its_rules(plan: Plan, rules: set[str]) -> None:
@@ -224,13 +312,14 @@ def test_a_plan_made_by_hand_may_use_what_choose_would_not(plan: Plan) -> None:
 
 
 def test_a_plan_survives_the_way_through_json() -> None:
-    plan = a_plan(num_nodes=2, num_processes=8, ulysses=8, shard=8, reshard=True)
+    speed = Speed(compile=True, attention="flash", weights_dtype="float8")
+    plan = a_plan(num_nodes=2, num_processes=8, ulysses=8, shard=8, reshard=True, speed=speed)
 
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-def test_a_plan_from_before_there_was_reshard_gathers_whole_experts() -> None:
+def test_a_plan_from_before_there_was_reshard_or_speed_is_plain() -> None:
     data = a_plan(shard=2).to_json()
-    del data["reshard"]
+    del data["reshard"], data["speed"]
 
     assert Plan.from_json(data) == a_plan(shard=2)

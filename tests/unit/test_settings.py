@@ -6,6 +6,7 @@ import pytest
 
 from engine.contract.errors import Invalid
 from engine.contract.settings import Settings, env_name
+from engine.contract.speed import Speed
 
 OTHER = {
     "tenant": "team-1",
@@ -14,6 +15,10 @@ OTHER = {
     "engine_command": "python -m 'my engine'",
     "launcher": "pytorchjob",
     "max_gpus": 16,
+    "compile": True,
+    "attention": "flash",
+    "weights_dtype": "float8",
+    "offload": "never",
 }
 """Values beside the defaults for the fields that not any text or number fits."""
 
@@ -44,6 +49,11 @@ def test_settings_survive_the_way_through_an_environment() -> None:
     assert len(settings.environ()) == len(fields(Settings))
 
 
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("True", True), ("0", False), ("false", False)])
+def test_a_switch_is_on_or_off(text: str, value: bool) -> None:
+    assert Settings.read({"CINEVENT_COMPILE": text}).speed == Speed(compile=value, offload="auto")
+
+
 def test_other_variables_are_none_of_our_business() -> None:
     assert Settings.read({"PATH": "/bin", "CINEVENT_FUNCTION": "submit", "nats_url": "nats://other"}) == Settings()
 
@@ -58,6 +68,10 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_MAX_RUNS", "many", "type"),
         ("CINEVENT_MAX_RUNS", "1.5", "type"),
         ("CINEVENT_STALL_S", "soon", "type"),
+        ("CINEVENT_COMPILE", "perhaps", "type"),
+        ("CINEVENT_ATTENTION", "fast", "choice"),
+        ("CINEVENT_WEIGHTS_DTYPE", "int4", "choice"),
+        ("CINEVENT_OFFLOAD", "1", "choice"),
         ("CINEVENT_MAX_RUNS", "0", "positive"),
         ("CINEVENT_NUM_NODES", "-1", "positive"),
         ("CINEVENT_DECODE_MEMORY_GIB", "-1", "range"),
