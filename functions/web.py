@@ -25,9 +25,12 @@ _LOG = logging.getLogger(__name__)
 _PROBLEMS: dict[type[errors.CineventError], tuple[int, str, str]] = {
     errors.BadEvent: (400, "malformed_event", "The body is not an event that is accepted here"),
     errors.Invalid: (422, "validation_failed", "The request breaks a rule"),
+    errors.Unauthorized: (401, "unauthorized", "Nobody knows who asks"),
+    errors.Forbidden: (403, "forbidden", "This is not allowed with this key"),
     errors.NotFound: (404, "not_found", "There is no such thing"),
     errors.Conflict: (409, "conflict", "Something else came first"),
     errors.AtCapacity: (429, "at_capacity", "All places are taken"),
+    errors.TooMany: (429, "too_many", "This is more than is allowed for now"),
     errors.Unavailable: (503, "unavailable", "A service behind this one does not answer"),
 }
 """Status, code and title by error; the first class that fits is taken."""
@@ -94,7 +97,11 @@ def _known_error(error: errors.CineventError) -> Response:
     if isinstance(error, errors.Invalid):
         more["errors"] = [{"pointer": p.pointer, "rule": p.rule, "message": p.message} for p in error.problems]
         code = "malformed_json" if error.problems[0].rule == "json" else code
+    if isinstance(error, errors.TooMany):
+        code = error.code
     response = problem(status, code, str(error), **more)
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="cinevent"'
     if retry_after_s := getattr(error, "retry_after_s", None):
         response.headers["Retry-After"] = str(math.ceil(retry_after_s))
     return response

@@ -10,11 +10,11 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from engine.adapters.topology import connect, ensure
@@ -23,6 +23,7 @@ from engine.contract.errors import BadEvent, Conflict, NotFound, Unavailable
 from engine.contract.events import Event, subject
 from engine.contract.schemas import validate
 from engine.contract.settings import Settings
+from engine.contract.streams import Consumer
 
 T = TypeVar("T")
 
@@ -44,6 +45,14 @@ class Message:
     sequence: int
     headers: dict[str, str]
     body: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Since:
+    """Messages from some point on: how many, and the first."""
+
+    count: int
+    first: Message | None
 
 
 class Bus:
@@ -81,20 +90,28 @@ class Bus:
         # A lambda: there is no self._js before the connection is up.
         self._call(lambda: self._js.account_info(), deadline_s=0.5)  # noqa: PLW0108
 
-    def publish(self, event: Event, *, first: str | None = None, deadline_s: float = 5.0) -> int:
+    def publish(
+        self,
+        event: Event,
+        *,
+        first: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline_s: float = 5.0,
+    ) -> int:
         """Put a job event into the log; returns its stream sequence once the server has it.
 
         `first`: a subject filter on which nothing may stand yet; Conflict if something does. A write whose answer was
         lost is sent again under the same id, so it is in the log once. Raises BadEvent, Conflict, Unavailable.
         """
-        headers, body = encode_nats(validate(event))
+        own, body = encode_nats(validate(event))
+        sent = {**own, **(headers or {})}
         if first:
-            headers |= {
+            sent |= {
                 "Nats-Expected-Last-Subject-Sequence": "0",
                 "Nats-Expected-Last-Subject-Sequence-Subject": first,
             }
         try:
-            return self.publish_bytes(subject(event), headers, body, deadline_s=deadline_s)
+            return self.publish_bytes(subject(event), sent, body, deadline_s=deadline_s)
         except Conflict:
             # Our own earlier try may be what came first: its answer was lost, and the server checks order before ids.
             assert first is not None
@@ -117,8 +134,7 @@ class Bus:
         headers, body = encode_nats(validate(event))
         # A replaced alarm has the same event id and must not be taken for a duplicate.
         del headers["Nats-Msg-Id"]
-        at = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        schedule = {"Nats-Schedule": f"@at {at}", "Nats-Schedule-Target": due_on}
+        schedule = {"Nats-Schedule": f"@at {_rfc3339(when)}", "Nats-Schedule-Target": due_on}
         self.publish_bytes(set_on, {**headers, **schedule}, body)
 
     def last(self, stream: str, filters: Sequence[str], *, deadline_s: float = 5.0) -> list[Message]:
@@ -138,6 +154,45 @@ class Bus:
             return int(state.first_seq), int(state.last_seq)
 
         return self._call(ask, deadline_s=5.0)
+
+    def since(
+        self, stream: str, matching: str, *, seconds: float = 0, after: int = 0, deadline_s: float = 5.0
+    ) -> "Since":
+        """How many messages on subjects that match came in the last `seconds`, or have a sequence above `after`."""
+        where: dict[str, Any] = {"seq": after + 1}
+        if seconds:
+            where = {"start_time": _rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))}
+        query = {**where, "batch": 1, "next_by_subj": matching}
+        found = self._call(lambda: self._direct(stream, query), deadline_s=deadline_s)
+        if not found:
+            return Since(count=0, first=None)
+        return Since(count=1 + int(found[0].headers["Nats-Num-Pending"]), first=found[0])
+
+    def sequence_at(self, stream: str, when: datetime) -> int:
+        """The sequence of the first message since `when`, or the one that the next message will have."""
+        query = {"start_time": _rfc3339(when), "batch": 1, "next_by_subj": ">"}
+        found = self._call(lambda: self._direct(stream, query), deadline_s=5.0)
+        return found[0].sequence if found else self.bounds(stream)[1] + 1
+
+    def subjects(self, stream: str, matching: str, *, deadline_s: float = 5.0) -> list[str]:
+        """All subjects of a stream that match and have a message."""
+
+        async def ask() -> list[str]:
+            return list((await self._js.stream_info(stream, subjects_filter=matching)).state.subjects or ())
+
+        return self._call(ask, deadline_s=deadline_s)
+
+    def acknowledged(self, consumer: Consumer) -> int:
+        """The stream sequence up to which this consumer has no message left to deliver or to wait for."""
+
+        async def ask() -> int:
+            return int((await self._js.consumer_info(consumer.stream, consumer.name)).ack_floor.stream_seq)
+
+        return self._call(ask, deadline_s=5.0)
+
+    def purge(self, stream: str, matching: str) -> None:
+        """Remove every message on subjects that match; an alarm that was set there does not ring."""
+        self._call(lambda: self._js.purge_stream(stream, subject=matching), deadline_s=5.0)
 
     def delete(self, stream: str, sequence: int) -> None:
         """Remove one message. Raises NotFound."""
@@ -260,6 +315,10 @@ class Bus:
                 found.append(_message(answer, headers))
         finally:
             await subscription.unsubscribe()
+
+
+def _rfc3339(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _message(answer: Any, headers: dict[str, str]) -> Message:

@@ -1,8 +1,12 @@
-"""Jobs read from the log: one by id, or a page of the newest. The log alone has them; nothing is cached."""
+"""Jobs read from the log: one by id, a page of the newest, the events of one. Nothing is cached.
+
+A job's events stand in two streams, which count for themselves: a Position is a sequence in each.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from engine.adapters.bus import Bus, Message
 from engine.contract.codec import decode
@@ -14,6 +18,10 @@ REDRIVE_HEADER = "Cinevent-Redrive"
 """On a message that was published again for one consumer only; history has seen the original."""
 # Subjects of one job in the stream of jobs, beside the accepted one: how far back a page may have to look at least.
 _WINDOW_PER_JOB = 8
+# Jobs that one page may look at for those it keeps: a filter that few jobs pass must not read the whole log at once.
+_PAGE_MAX_JOBS = 2000
+# Progress events that are kept of a job (contract/streams.py), and far more than a job has others.
+_EVENTS_MAX = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +32,37 @@ class Page:
     cursor: int | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Position:
+    """Up to where the events of a job were read: a sequence in each of the two streams."""
+
+    jobs: int = 0
+    progress: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.jobs}-{self.progress}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """An event, and the position after it."""
+
+    position: Position
+    event: Event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """Which jobs a page is to have: accepted in this time, and such as `keeps` says."""
+
+    keeps: Callable[[Job], bool] = lambda _: True
+    after: datetime | None = None
+    before: datetime | None = None
+
+
+_ALL = Query()
+
+
 class History:
     """Reads over the log, for one tenant at a time."""
 
@@ -32,25 +71,64 @@ class History:
 
     def get(self, tenant: str, job: str, *, deadline_s: float = 5.0) -> Job:
         """The job as it stands now. Raises NotFound, Unavailable."""
+        return self.view(tenant, job, deadline_s=deadline_s)[0]
+
+    def view(self, tenant: str, job: str, *, deadline_s: float = 5.0) -> tuple[Job, Position]:
+        """The job as it stands now, and the position up to which it was read. Raises NotFound, Unavailable."""
         filters = [job_subjects(tenant, job)]
         events = _events(self._bus.last("CINEVENT_JOBS", filters, deadline_s=deadline_s))
         progress = _events(self._bus.last("CINEVENT_PROGRESS", filters, deadline_s=deadline_s)) if events else []
         folded = fold(_merged(events, progress))
         if folded is None:
             raise NotFound(f"there is no job {job}")
-        return folded
+        return folded, Position(
+            jobs=max(sequence for sequence, _ in events), progress=max((s for s, _ in progress), default=0)
+        )
 
-    def page(self, tenant: str, *, limit: int, before: int | None = None) -> Page:
+    def events(self, tenant: str, job: str, *, after: Position | None = None) -> list[Placed]:
+        """The events of a job beyond a position, in the order in which they happened. Raises Unavailable."""
+        start = after or Position()
+        filters = job_subjects(tenant, job)
+        # Progress last: whatever came before an outcome is then among what is read.
+        jobs, progress = (
+            [m for m in self._bus.read(stream, matching=filters, after=sequence, limit=_EVENTS_MAX) if _is_first(m)]
+            for stream, sequence in (("CINEVENT_JOBS", start.jobs), ("CINEVENT_PROGRESS", start.progress))
+        )
+        return _placed(_events(jobs), _events(progress), start)
+
+    def page(self, tenant: str, *, limit: int, before: int | None = None, query: Query = _ALL) -> Page:
         """Up to `limit` jobs accepted before the stream sequence `before`, the newest first.
 
-        Walks back from the end in growing windows, so that a page costs the same however long the log is.
+        Walks back from the end in growing windows, so that a page costs the same however long the log is. With a query
+        that few jobs pass, a page may be short and yet have a cursor: go on from there.
         """
-        accepted = self._accepted(tenant, limit=limit + 1, before=before)
-        page = accepted[:limit]
-        filters = [job_subjects(tenant, _job_of(message)) for message in page]
+        if query.before is not None:
+            start = self._bus.sequence_at("CINEVENT_JOBS", query.before)
+            before = start if before is None else min(start, before)
+        jobs: list[Job] = []
+        last = 0
+        for looked, (message, job) in enumerate(self._walk(tenant, before=before, step=limit + 1)):
+            if query.after is not None and job.created_at < query.after:
+                break
+            if len(jobs) == limit or looked >= _PAGE_MAX_JOBS:
+                return Page(jobs=jobs, cursor=last)
+            last = message.sequence
+            if query.keeps(job):
+                jobs.append(job)
+        return Page(jobs=jobs, cursor=None)
+
+    def _walk(self, tenant: str, *, before: int | None, step: int) -> Iterator[tuple[Message, Job]]:
+        """The jobs accepted before `before`, the newest first, read so many at a time."""
+        while accepted := self._accepted(tenant, limit=step, before=before):
+            yield from self._folded(accepted)
+            before = accepted[-1].sequence
+
+    def _folded(self, accepted: list[Message]) -> list[tuple[Message, Job]]:
+        filters = [f"{message.subject.rpartition('.requested.')[0]}.>" for message in accepted]
         by_job = self._events_of(filters) if filters else {}
-        jobs = [job for message in page if (job := fold(by_job[_job_of(message)])) is not None]
-        return Page(jobs=jobs, cursor=page[-1].sequence if len(accepted) > limit else None)
+        pairs = ((message, fold(by_job.get(_job_of(message), []))) for message in accepted)
+        # A job that was erased meanwhile has no events any more.
+        return [(message, job) for message, job in pairs if job is not None]
 
     def _accepted(self, tenant: str, *, limit: int, before: int | None) -> list[Message]:
         first, last = self._bus.bounds("CINEVENT_JOBS")
@@ -68,7 +146,7 @@ class History:
         after = start - 1
         while batch := self._bus.read("CINEVENT_JOBS", matching=matching, after=after):
             after = batch[-1].sequence
-            found += (m for m in batch if m.sequence <= end and REDRIVE_HEADER not in m.headers)
+            found += (m for m in batch if m.sequence <= end and _is_first(m))
             if after >= end:
                 break
         return found
@@ -82,6 +160,22 @@ class History:
             by_stream[stream] = by_job
         jobs, progress = by_stream.values()
         return {job: _merged(events, progress[job]) for job, events in jobs.items()}
+
+
+def _placed(jobs: list[tuple[int, Event]], progress: list[tuple[int, Event]], start: Position) -> list[Placed]:
+    """Both streams as one: by time, but an outcome last, whatever the clocks of different machines say."""
+    either = [(event, Position(jobs=sequence)) for sequence, event in jobs]
+    either += [(event, Position(progress=sequence)) for sequence, event in progress]
+    placed, position = [], start
+    for event, own in sorted(either, key=lambda pair: (pair[0].name in OUTCOMES, pair[0].time)):
+        position = Position(jobs=max(position.jobs, own.jobs), progress=max(position.progress, own.progress))
+        placed.append(Placed(position=position, event=event))
+    return placed
+
+
+def _is_first(message: Message) -> bool:
+    """Whether it is no copy for one consumer."""
+    return REDRIVE_HEADER not in message.headers
 
 
 def _merged(events: list[tuple[int, Event]], progress: list[tuple[int, Event]]) -> list[tuple[int, Event]]:

@@ -3,10 +3,13 @@
     CineventError
       Invalid            the caller's mistake; carries one Problem per broken rule
         BadEvent         these bytes are not a CloudEvent that we accept
+      Unauthorized       nobody knows who asks
+      Forbidden          who asks may not do this
       NotFound           no such job, for this tenant
       Conflict           the log refused a conditional write: somebody was first
       Unavailable        a service we need does not answer; carries retry_after_s
       AtCapacity         no free place to run a job now; carries retry_after_s
+      TooMany            the caller asks too much of us for now; carries a stable code and retry_after_s
       JobFailed          this job cannot be done; carries a stable code, and whether another attempt may help
 
 A foreign exception is translated once, in the adapter that met it, `from` the original.
@@ -40,6 +43,14 @@ class BadEvent(Invalid):
     """Bytes that are not a CloudEvent we accept."""
 
 
+class Unauthorized(CineventError):
+    """There is no credential that is known and in force."""
+
+
+class Forbidden(CineventError):
+    """The credential is in force, but not for this."""
+
+
 class NotFound(CineventError):
     """There is no such thing, for this tenant."""
 
@@ -62,6 +73,14 @@ class AtCapacity(_Later):
     """All places to run a job are taken; ask again after `retry_after_s`."""
 
 
+class TooMany(_Later):
+    """The caller has used up what it may have for now. `code` is stable: it says of what."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float) -> None:
+        self.code = code
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
 JOB_ERRORS: dict[str, str] = {
     "model_load_failed": "The model's weights are missing or damaged; whoever runs Cinevent must put them right. Not"
     " tried again.",
@@ -75,8 +94,8 @@ JOB_ERRORS: dict[str, str] = {
     "drained": "The run was told to end, as when its machine is needed for something else or goes away; it finished its"
     " step and left a checkpoint; it does not count among max_attempts. Tried again.",
     "stalled": "The run reached no new stage or step for CINEVENT_STALL_S seconds and was ended. Tried again.",
-    "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"
-    " less. Not tried again.",
+    "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted, or due; allow more time,"
+    " or ask for less. Not tried again.",
 }
 """Stable codes of `retrying` and `failed` events: what each means and what to do. docs/events.md is made from this."""
 

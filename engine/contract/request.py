@@ -15,7 +15,14 @@ import jsonschema_rs
 
 from engine.contract.errors import Invalid, Problem
 from engine.contract.models import CATALOG, Limits, ModelRow
-from engine.contract.rules import pointer_to, schema_problems, text_problems, url_problems
+from engine.contract.rules import (
+    TIMESTAMP_RULE,
+    pointer_to,
+    read_timestamp,
+    schema_problems,
+    text_problems,
+    url_problems,
+)
 from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
@@ -27,6 +34,8 @@ _ATTEMPTS = 3
 _DEADLINE_S = 6 * 3600
 # A week: longer than any real job, short enough that a forgotten one ends.
 DEADLINE_MAX_S = 7 * 24 * 3600
+# A week, too: the log keeps a request for 30 days, which must be enough for the wait and the job.
+PROCESS_IN_MAX_S = 7 * 24 * 3600
 SEED_MAX = 2**32 - 1
 # x264's scale; 18 looks like the frames themselves. Not 0: that is lossless, in an H.264 profile that browsers lack.
 CRF = Limits(low=1, high=51, default=18)
@@ -70,7 +79,11 @@ class Request:
     priority: str = "normal"
     max_attempts: int = _ATTEMPTS
     deadline_s: int = _DEADLINE_S
-    """From acceptance to the end, attempts and waits included."""
+    """From when it may start (acceptance, or the time it asks for) to the end, attempts and waits included."""
+    process_at: str | None = None
+    """Not before this time: RFC 3339 in UTC."""
+    process_in_s: int | None = None
+    """Not before so long after acceptance."""
     webhook: Webhook | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -111,10 +124,12 @@ def parse(data: Any, *, job: str) -> Request:
         raise Invalid(*broken)
     given = {name: _plain(value) for name, value in data["input"].items()}
     # Whole numbers may be written 3.0, in JSON's one number type.
-    options: dict[str, Any] = {name: int(data[name]) for name in ("max_attempts", "deadline_s") if name in data}
+    whole = ("max_attempts", "deadline_s", "process_in_s")
+    options: dict[str, Any] = {name: int(data[name]) for name in whole if name in data}
     options |= {name: data[name] for name in ("priority", "metadata") if name in data}
     request = Request(
         **options,
+        process_at=_process_at(data.get("process_at")),
         model=row.name,
         input=_fill(given, row, job=job),
         webhook=_webhook(data.get("webhook")),
@@ -171,6 +186,8 @@ OPTIONS: dict[str, Any] = {
     "priority": {"enum": list(PRIORITIES), "default": "normal"},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS, "default": _ATTEMPTS},
     "deadline_s": {"type": "integer", "minimum": 1, "maximum": DEADLINE_MAX_S, "default": _DEADLINE_S},
+    "process_at": {"type": "string", "minLength": 20, "maxLength": 40, "format": "date-time"},
+    "process_in_s": {"type": "integer", "minimum": 0, "maximum": PROCESS_IN_MAX_S},
     "webhook": {
         "type": "object",
         "additionalProperties": False,
@@ -251,6 +268,17 @@ def _plain(value: Any) -> Any:
     return unicodedata.normalize("NFC", value.replace("\r\n", "\n")) if isinstance(value, str) else value
 
 
+def _process_at(given: str | None) -> str | None:
+    if given is None:
+        return None
+    try:
+        # One form for one instant: a repeat may write it with another offset.
+        return read_timestamp(given).isoformat().replace("+00:00", "Z")
+    except ValueError as error:
+        message = f"process_at is {given[:40]!r}; {TIMESTAMP_RULE}"
+        raise Invalid(Problem(pointer="/process_at", rule="timestamp", message=message)) from error
+
+
 def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
     if data is None:
         return None
@@ -264,6 +292,8 @@ def _rule_problems(request: Request) -> Iterator[Problem]:
     for name, value in request.metadata.items():
         yield from text_problems(name + value, pointer_to("metadata", name), may_be_empty=True)
     yield from _size_problems(request.row, width=given.width, height=given.height, num_frames=given.num_frames)
+    if request.process_at is not None and request.process_in_s is not None:
+        yield Problem(pointer="/process_in_s", rule="either", message="leave out process_at or process_in_s")
     if request.webhook:
         yield from url_problems(request.webhook.url, "/webhook/url")
 

@@ -25,6 +25,8 @@ class Act(StrEnum):
     NOTHING = "nothing"
     WAIT = "wait"
     """Look again at the next alarm."""
+    SCHEDULE = "schedule"
+    """Look again when the job may start."""
     LAUNCH = "launch"
     STOP = "stop"
     """End a run that nobody needs."""
@@ -54,14 +56,13 @@ def decide(job: Job, run: Observation, *, now: datetime, stall_s: float) -> Deci
         return Decision(act=(Act.WAIT if left > timedelta(0) else Act.STOP) if is_running else Act.NOTHING)
     if job.cancel_requested:
         return Decision(act=Act.CANCEL)
-    if now - job.created_at > timedelta(seconds=job.request.deadline_s):
-        message = (
-            f"the job was not done {job.request.deadline_s} s after it was accepted; its deadline_s says no longer"
-        )
+    if now - job.due_at > timedelta(seconds=job.request.deadline_s):
+        message = f"the job was not done {job.request.deadline_s} s after it was due; its deadline_s says no longer"
         failure = Failure(code="deadline_exceeded", message=message, retryable=False)
         return Decision(act=Act.FAIL, failure=failure)
     if job.attempt == 0 or run.phase is Phase.ABSENT:
-        return Decision(act=Act.LAUNCH, attempt=max(1, job.attempt))
+        is_due = now >= job.due_at
+        return Decision(act=Act.LAUNCH, attempt=max(1, job.attempt)) if is_due else Decision(act=Act.SCHEDULE)
     if is_running:
         return after_failure(job, _stall(stall_s)) if _is_stalled(job, run, now, stall_s) else Decision(act=Act.WAIT)
     return Decision(act=Act.RECOVER, failure=_drained() if job.stage == "drained" else run.failure or _silent())

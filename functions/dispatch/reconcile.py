@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from engine.adapters.history import REDRIVE_HEADER
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, NotFound
 from engine.contract.events import job_event, rivals
@@ -38,6 +39,7 @@ class Reconciler:
         self._acts: dict[Act, Callable[[Job, Decision], None]] = {
             Act.NOTHING: self._nothing,
             Act.WAIT: self._wait,
+            Act.SCHEDULE: self._schedule,
             Act.LAUNCH: self._launch,
             Act.STOP: self._stop,
             Act.CANCEL: self._cancel,
@@ -63,6 +65,8 @@ class Reconciler:
         except AtCapacity:
             if is_queued and job.attempt == 0:
                 raise
+            if job.attempt == 0 and job.due_at > job.created_at:
+                return self._queue(job)
             self._set_alarm(job)
 
     def _act(self, job: Job, decision: Decision) -> None:
@@ -74,6 +78,17 @@ class Reconciler:
 
     def _wait(self, job: Job, _decision: Decision) -> None:
         self._set_alarm(job)
+
+    def _schedule(self, job: Job, _decision: Decision) -> None:
+        self._set_alarm(job, when=job.due_at)
+
+    def _queue(self, job: Job) -> None:
+        """Put a job that has become due behind those that wait, for the consumer of its priority alone."""
+        data = {"request": job.request.to_json(), **({"retry_of": job.retry_of} if job.retry_of else {})}
+        event = job_event("requested", data, tenant=job.tenant, job=job.id, key="due", extensions=job.extensions)
+        self._deps.bus.publish(
+            replace(event, time=job.created_at), headers={REDRIVE_HEADER: f"dispatch-{job.request.priority}"}
+        )
 
     def _launch(self, job: Job, decision: Decision) -> None:
         attempt = decision.attempt
@@ -141,11 +156,11 @@ class Reconciler:
         self._stop(job, decision)
         self._say_done("failed", job, {"attempt": job.attempt, "error": decision.failure.to_json()})
 
-    def _set_alarm(self, job: Job) -> None:
+    def _set_alarm(self, job: Job, *, when: datetime | None = None) -> None:
         set_on, due_on = alarm_subjects(job.tenant, job.id)
         event = job_event("check", {}, tenant=job.tenant, job=job.id, extensions=job.extensions)
-        when = datetime.now(UTC) + timedelta(seconds=self._deps.settings.check_interval_s)
-        self._deps.bus.publish_at(event, set_on=set_on, due_on=due_on, when=when)
+        soon = datetime.now(UTC) + timedelta(seconds=self._deps.settings.check_interval_s)
+        self._deps.bus.publish_at(event, set_on=set_on, due_on=due_on, when=when or soon)
 
     def _say(self, name: str, job: Job, data: dict[str, Any], *, key: str) -> None:
         event = job_event(name, data, tenant=job.tenant, job=job.id, key=key, extensions=job.extensions)
