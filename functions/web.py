@@ -51,7 +51,7 @@ def make_app(name: str, *, ping: Callable[[], None]) -> Flask:
         ping()
         return jsonify(status="ok")
 
-    app.register_error_handler(errors.CineventError, _known_error)
+    app.register_error_handler(errors.CineventError, known_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unknown_error)
     return app
@@ -91,7 +91,8 @@ def problem(status: int, code: str, detail: str, **more: Any) -> Response:
     return response
 
 
-def _known_error(error: errors.CineventError) -> Response:
+def known_error(error: errors.CineventError) -> Response:
+    """The RFC 9457 answer for an error of ours."""
     status, code, title = next(row for kind, row in _PROBLEMS.items() if isinstance(error, kind))
     more: dict[str, Any] = {"title": title}
     if isinstance(error, errors.Invalid):

@@ -12,9 +12,10 @@ from typing import Any
 
 from flask import Flask, Response, request
 
+from engine.contract.errors import CineventError
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
-from functions.submit import accept, artifacts, catalog, change, follow, jobs, uploads
+from functions.submit import accept, artifacts, catalog, change, follow, jobs, uploads, videos
 from functions.submit.counts import Counter
 from functions.submit.gate import Gate
 from functions.submit.route import Call, Route
@@ -28,6 +29,7 @@ ROUTES: tuple[Route, ...] = (
     *artifacts.ROUTES,
     *change.ROUTES,
     *catalog.ROUTES,
+    *videos.ROUTES,
 )
 
 
@@ -63,5 +65,10 @@ def make(deps: Deps, *, gate: Gate | None = None) -> Flask:
 
 
 def _serve(route: Route, call: Callable[..., Call], gate: Gate, **parts: Any) -> Response:
-    caller = gate.admit(dict(request.headers), scope=route.scope)
-    return route.view(call(caller=caller), **parts)
+    try:
+        caller = gate.admit(dict(request.headers), scope=route.scope)
+        return route.view(call(caller=caller), **parts)
+    except CineventError as error:
+        if route.on_error is None:
+            raise
+        return route.on_error(error)

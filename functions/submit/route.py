@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Response
 
-from engine.contract.errors import NotFound
+from engine.contract.errors import CineventError, NotFound
 from engine.contract.job import Job, is_id
 from functions.deps import Deps
 from functions.submit.counts import Counter
@@ -93,6 +93,8 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     body: Mapping[str, Mapping[str, Any]] | None = None
     """JSON Schemas of the body by media type."""
+    on_error: Callable[[CineventError], Response] | None = None
+    """How its errors are told, where that is another form than everywhere else."""
     is_streaming: bool = False
     """Its answer may take as long as a job."""
 

@@ -42,6 +42,8 @@ def shared_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settin
 @pytest.fixture(scope="session")
 def shared_bus(shared_settings: Settings) -> Iterator[Bus]:
     opened = Bus.open(shared_settings)
+    # Waits until it is connected and the streams are made.
+    opened.bounds("CINEVENT_JOBS")
     yield opened
     opened.close()
 
