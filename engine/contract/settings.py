@@ -33,6 +33,7 @@ class Settings:
 
     nats_url: str = _env("nats://127.0.0.1:4222", "NATS servers, separated by commas.")
     nats_creds: str = _env("", "File with NATS credentials; empty: none.")
+    nats_nkey: str = _env("", "File with the NKey seed that NATS knows this process by; empty: none.")
     nats_replicas: int = _env(1, "Copies of each stream; 3 where NATS runs in three zones.")
     store_url: str = _env(
         "file:.cinevent/store",

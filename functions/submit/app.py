@@ -7,7 +7,7 @@ of the same rows.
 import os
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from flask import Flask, Response, request
@@ -15,10 +15,10 @@ from flask import Flask, Response, request
 from engine.contract.errors import CineventError
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
-from functions.submit import accept, artifacts, catalog, change, follow, jobs, uploads, videos
+from functions.submit import accept, artifacts, catalog, change, documents, follow, jobs, uploads, videos
 from functions.submit.counts import Counter
 from functions.submit.gate import Gate
-from functions.submit.route import Call, Route
+from functions.submit.route import NOBODY, Call, Document, Route
 from functions.web import log_to_stderr, make_app
 
 ROUTES: tuple[Route, ...] = (
@@ -30,6 +30,7 @@ ROUTES: tuple[Route, ...] = (
     *change.ROUTES,
     *catalog.ROUTES,
     *videos.ROUTES,
+    *documents.ROUTES,
 )
 
 
@@ -55,6 +56,7 @@ def make(deps: Deps, *, gate: Gate | None = None) -> Flask:
         deps=deps,
         places=threading.BoundedSemaphore(deps.settings.max_followers),
         counter=Counter(),
+        documents=_documents,
         is_stopping=is_stopping,
     )
     admitting = gate or Gate(deps.settings)
@@ -64,9 +66,15 @@ def make(deps: Deps, *, gate: Gate | None = None) -> Flask:
     return app
 
 
+@cache
+def _documents() -> Mapping[str, Document]:
+    # When they are first asked for: a function has to start fast.
+    return documents.make(ROUTES)
+
+
 def _serve(route: Route, call: Callable[..., Call], gate: Gate, **parts: Any) -> Response:
     try:
-        caller = gate.admit(dict(request.headers), scope=route.scope)
+        caller = gate.admit(dict(request.headers), scope=route.scope) if route.scope else NOBODY
         return route.view(call(caller=caller), **parts)
     except CineventError as error:
         if route.on_error is None:

@@ -29,6 +29,18 @@ class Caller:
     scopes: frozenset[str]
 
 
+NOBODY = Caller(tenant="", name="nobody", scopes=frozenset())
+"""Who asks for what everybody may see."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A page or a schema."""
+
+    media_type: str
+    body: bytes
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One request to a route: the clients to answer it with, and who asks."""
@@ -39,6 +51,8 @@ class Call:
     """One per client that may follow a job at one time."""
     counter: Counter
     """How many jobs a tenant has."""
+    documents: Callable[[], Mapping[str, Document]]
+    """The documents about this API, by name."""
     is_stopping: Callable[[], bool]
     """Whether this process is told to end: answers that take long should."""
 
@@ -81,13 +95,13 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """A method of a path. `scope`: what a caller must be allowed to do."""
+    """A method of a path. `scope`: what a caller must be allowed to do; None: nobody has to say who they are."""
 
     method: str
     path: str
     view: Callable[..., Response]
     text: str
-    scope: str
+    scope: str | None
     group: str
     answers: Mapping[int, Answer]
     parameters: tuple[Parameter, ...] = ()
