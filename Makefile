@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a cat walks on the beach at sunset
 
-.PHONY: demo test check bench docs golden format clean setup
+.PHONY: demo fuzz test check bench docs golden format clean setup
 
 setup: .venv/installed
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# Some 20,000 generated requests against a real submit, minutes long; a small slice of it is among the tests.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz
 
 check: setup
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ def make_app(name: str, *, ping: Callable[[], None]) -> Flask:
         return jsonify(status="ok")
 
     app.register_error_handler(errors.CineventError, known_error)
-    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, _unknown_error)
     return app
 
@@ -108,7 +108,8 @@ def known_error(error: errors.CineventError) -> Response:
     return response
 
 
-def _http_error(error: HTTPException) -> Response:
+def http_error(error: HTTPException) -> Response:
+    """The RFC 9457 answer for an error of the framework's."""
     status = error.code or 500
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return problem(413, "payload_too_large", f"the body is larger than {request.max_content_length} bytes")

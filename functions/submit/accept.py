@@ -4,6 +4,8 @@ A 202 is sent once the request is in the log. A CloudEvent is answered with an e
 reply event); its job is in `Location`.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -166,7 +168,7 @@ _ANSWERS = {
 }
 
 
-def _route(path: str) -> Route:
+def _route(path: str, answers: Mapping[int, Answer]) -> Route:
     header = {"type": "string"}
     return Route(
         method="POST",
@@ -197,8 +199,10 @@ def _route(path: str) -> Route:
                 },
             },
         },
-        answers=_ANSWERS,
+        answers=answers,
     )
 
 
-ROUTES = (_route("/api/v1/generate"), _route("/"))
+# The address of a Knative sink: events come here, and are answered with nothing in the body.
+_SINK = {**_ANSWERS, 202: replace(_ANSWERS[202], schema=None), 200: replace(_ANSWERS[200], schema=None)}
+ROUTES = (_route("/api/v1/generate", _ANSWERS), _route("/", _SINK))

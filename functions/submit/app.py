@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from engine.contract.errors import CineventError
 from engine.contract.settings import Settings
@@ -76,7 +77,7 @@ def _serve(route: Route, call: Callable[..., Call], gate: Gate, **parts: Any) ->
     try:
         caller = gate.admit(dict(request.headers), scope=route.scope) if route.scope else NOBODY
         return route.view(call(caller=caller), **parts)
-    except CineventError as error:
+    except (CineventError, HTTPException) as error:
         if route.on_error is None:
             raise
         return route.on_error(error)

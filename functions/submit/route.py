@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Response
+from werkzeug.exceptions import HTTPException
 
 from engine.contract.errors import CineventError, NotFound
 from engine.contract.job import Job, is_id
@@ -107,7 +108,7 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     body: Mapping[str, Mapping[str, Any]] | None = None
     """JSON Schemas of the body by media type."""
-    on_error: Callable[[CineventError], Response] | None = None
+    on_error: Callable[[CineventError | HTTPException], Response] | None = None
     """How its errors are told, where that is another form than everywhere else."""
     is_streaming: bool = False
     """Its answer may take as long as a job."""

@@ -10,18 +10,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, jsonify, request
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import HTTPException, UnsupportedMediaType
 
 from engine.contract.codec import loads
 from engine.contract.errors import CineventError, Conflict, Invalid, Problem
 from engine.contract.job import Job, State
 from engine.contract.models import CATALOG, ModelRow
+from engine.contract.request import PROMPT_MAX_CHARACTERS
 from functions.submit import change, handler, uploads
 from functions.submit.accept import accept, trace
 from functions.submit.reply import file_response
 from functions.submit.route import Answer, Call, Parameter, Route, ref
 from functions.submit.shown import FILES, retry_after_s
-from functions.web import known_error
+from functions.web import http_error, known_error
 
 _STATUS = {State.PENDING: "queued", State.PROCESSING: "in_progress", State.COMPLETED: "completed"}
 _VARIANTS = {"video": "video", "thumbnail": "poster"}
@@ -75,7 +76,7 @@ def page(call: Call) -> Response:
         raise Invalid(Problem(pointer="/order", rule="enum", message=f"order is {order[:40]!r}; allowed: desc"))
     limit = handler.limit_of(request.args.get("limit"))
     after = request.args.get("after")
-    before = call.find(after).accepted_sequence if after else None
+    before = call.find(after).accepted_sequence if after is not None else None
     found = call.deps.history.page(call.tenant, limit=limit, before=before)
     data = [video_json(job) for job in found.jobs]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
@@ -116,9 +117,9 @@ def video_json(job: Job) -> dict[str, Any]:
     }
 
 
-def as_openai(error: CineventError) -> Response:
+def as_openai(error: CineventError | HTTPException) -> Response:
     """An error in OpenAI's shape, with the status and headers that it has elsewhere."""
-    response = known_error(error)
+    response = http_error(error) if isinstance(error, HTTPException) else known_error(error)
     told = response.get_json()
     param = None
     if isinstance(error, Invalid):
@@ -194,10 +195,10 @@ _FIELDS: dict[str, Any] = {
     "type": "object",
     "required": ["model", "prompt"],
     "properties": {
-        "model": {"type": "string"},
-        "prompt": {"type": "string"},
-        "size": {"type": "string", "pattern": r"^\d+x\d+$"},
-        "seconds": {"type": ["string", "number"]},
+        "model": ref("Model"),
+        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_MAX_CHARACTERS},
+        "size": {"type": "string", "pattern": r"^\d{1,5}x\d{1,5}$", "examples": ["1280x704"]},
+        "seconds": {"type": "string", "pattern": r"^\d{1,3}(\.\d{1,3})?$", "examples": ["4"]},
     },
 }
 
@@ -250,6 +251,7 @@ ROUTES = (
         "OpenAI: list videos, the newest first.",
         {
             200: Answer(text="a page", schema=ref("OpenAIPage")),
+            404: _refusal("there is no such video to go on after"),
             422: _refusal("a parameter breaks a rule"),
         },
         parameters=(
