@@ -6,7 +6,7 @@ follows a job all of it.
 
 from typing import Any
 
-worker_class = "gthread"
+worker_class = "functions.worker.BoundedWorker"
 workers = 1
 # Made as they are needed. 200 followers of jobs (CINEVENT_MAX_FOLLOWERS), and room for everybody else.
 threads = 256

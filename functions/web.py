@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from engine.contract import errors
 from engine.contract.codec import decode
@@ -67,11 +67,20 @@ def read_event(names: Collection[str] = ()) -> Event:
 
     `names`: the job events that this function takes; none: the caller judges. Raises BadEvent.
     """
-    event = validate(decode(dict(request.headers), request.get_data()))
+    event = validate(decode(dict(request.headers), read_body()))
     if names and event.name not in names:
         message = f"{current_app.name} takes {', '.join(sorted(names))}; this is {event.type}"
         raise errors.BadEvent(errors.Problem(pointer="/type", rule="enum", message=message))
     return event
+
+
+def read_body() -> bytes:
+    """The body of the current request. Raises RequestEntityTooLarge."""
+    body = request.get_data()
+    # A body in chunks ends at the limit without a word: werkzeug looks beyond it only when asked to read on.
+    if request.content_length is None and len(body) >= (request.max_content_length or MAX_BODY_BYTES):
+        raise RequestEntityTooLarge
+    return body
 
 
 def empty(status: int, **headers: str) -> Response:

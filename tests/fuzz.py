@@ -10,39 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from functions.keys import add_key, new_key
-from tests.servers import NatsServer, accepts, child, free_port, wait_until
+from tests.e2e.served import a_submit
 
 # Not positive_data_acceptance: a request may keep the schema and break a rule that no schema can say (frames are
 # 4k + 1, a picture must have been uploaded).
 EXCLUDED = "positive_data_acceptance"
-
-
-@contextmanager
-def a_submit(folder: Path) -> Iterator[tuple[str, str]]:
-    """The address of a submit under gunicorn over a log of its own, and a key for it."""
-    key, text = new_key(tenant="fuzz", scopes=["read", "write"], expires_at=None, note="")
-    add_key(folder / "keys.json", key)
-    nats = NatsServer(folder)
-    nats.start()
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "-c", "python:functions.gunicorn_conf"]
-    app = ["--bind", f"127.0.0.1:{port}", "functions.submit.app:create_app()"]
-    env = {
-        "CINEVENT_NATS_URL": nats.url,
-        "CINEVENT_STORE_URL": f"file:{folder / 'store'}",
-        "CINEVENT_KEYS_FILE": str(folder / "keys.json"),
-    }
-    try:
-        with child([*command, *app], env=env, log=folder / "submit.log"):
-            wait_until(lambda: accepts(port), what="submit listens")
-            yield f"http://127.0.0.1:{port}", text
-    finally:
-        nats.kill()
 
 
 def main() -> int:
@@ -53,13 +27,13 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, help="of a run to repeat")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="cinevent-fuzz-") as folder, a_submit(Path(folder)) as (address, key):
+    with tempfile.TemporaryDirectory(prefix="cinevent-fuzz-") as folder, a_submit(Path(folder)) as served:
         st = Path(sysconfig.get_path("scripts")) / "st"
         seed = ["--seed", str(options.seed)] if options.seed is not None else []
         done = subprocess.run(
             [
-                *(st, "run", f"{address}/openapi.json", "--checks", "all", "--exclude-checks", EXCLUDED),
-                *("--header", f"Authorization: Bearer {key}"),
+                *(st, "run", f"{served.url}/openapi.json", "--checks", "all", "--exclude-checks", EXCLUDED),
+                *("--header", f"Authorization: {served.headers['Authorization']}"),
                 *("--max-examples", str(options.examples), "--continue-on-failure", "--workers", "2", *seed),
                 *("--request-timeout", "30", "--generation-database", "none"),
             ],

@@ -21,7 +21,7 @@ from functions.submit.follow import await_end
 from functions.submit.limits import check_limits
 from functions.submit.reply import job_response
 from functions.submit.route import DEADLINE_S, Answer, Call, Parameter, Route, ref
-from functions.web import empty, problem, read_event
+from functions.web import empty, problem, read_body, read_event
 
 _FORM = "multipart/form-data"
 
@@ -58,7 +58,7 @@ def accept(call: Call, event: Event) -> tuple[Job | None, bool]:
 def _batch(call: Call) -> Response:
     """All events of a batch, or none of them: a rule is broken before anything is written."""
     now = datetime.now(UTC)
-    events = handler.from_batch(decode_batch(request.get_data()), tenant=call.tenant, now=now)
+    events = handler.from_batch(decode_batch(read_body()), tenant=call.tenant, now=now)
     jobs = []
     for index, event in enumerate(events):
         job, _ = accept(call, event)
@@ -105,7 +105,7 @@ def _body(call: Call) -> Any:
     if not request.is_json:
         allowed = f"application/json, {_FORM}, {STRUCTURED}, {BATCH}"
         raise UnsupportedMediaType(f"allowed: {allowed} (docs/events.md); set the Content-Type")
-    return loads(request.get_data())
+    return loads(read_body())
 
 
 def _from_form(call: Call) -> Any:

@@ -22,7 +22,7 @@ from functions.submit.accept import accept, trace
 from functions.submit.reply import file_response
 from functions.submit.route import Answer, Call, Parameter, Route, ref
 from functions.submit.shown import FILES, retry_after_s
-from functions.web import http_error, known_error
+from functions.web import http_error, known_error, read_body
 
 _STATUS = {State.PENDING: "queued", State.PROCESSING: "in_progress", State.COMPLETED: "completed"}
 _VARIANTS = {"video": "video", "thumbnail": "poster"}
@@ -136,7 +136,7 @@ def as_openai(error: CineventError | HTTPException) -> Response:
 def _given(call: Call) -> dict[str, Any]:
     """The fields of the body, a form's as the types that they stand for; a picture is stored and named."""
     if request.is_json:
-        given = loads(request.get_data())
+        given = loads(read_body())
         if not isinstance(given, dict):
             raise Invalid(Problem(pointer="", rule="type", message="the body is not a JSON object"))
         return given
