@@ -6,6 +6,7 @@ what it could not do by then is Unavailable. nats-py's `publish_async` is not us
 """
 
 import asyncio
+import itertools
 import json
 import queue
 import threading
@@ -55,6 +56,14 @@ class Since:
     first: Message | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answers:
+    """What has come of a read; `whole` is its last word."""
+
+    messages: list[Message]
+    whole: "asyncio.Future[dict[str, str]]"
+
+
 class Bus:
     """One connection to NATS, to be used from any thread."""
 
@@ -64,6 +73,10 @@ class Bus:
         self._loop = asyncio.new_event_loop()
         self._connected = asyncio.Event()
         self._nc: Any = None
+        # One subscription for the answers to all reads: making one for each costs more than the read.
+        self._inbox = ""
+        self._answers: dict[str, _Answers] = {}
+        self._tokens = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
         self._thread.start()
         self._connecting = asyncio.run_coroutine_threadsafe(self._connect(), self._loop)
@@ -140,6 +153,17 @@ class Bus:
     def last(self, stream: str, filters: Sequence[str], *, deadline_s: float = 5.0) -> list[Message]:
         """The last message of every subject that matches one of `filters`, in stream order."""
         return self._call(lambda: self._direct(stream, {"multi_last": list(filters)}), deadline_s=deadline_s)
+
+    def last_of_each(
+        self, streams: Sequence[str], filters: Sequence[str], *, deadline_s: float = 5.0
+    ) -> list[list[Message]]:
+        """The same of several streams, read at the same time."""
+        query = {"multi_last": list(filters)}
+
+        async def ask() -> list[list[Message]]:
+            return list(await asyncio.gather(*(self._direct(stream, query) for stream in streams)))
+
+        return self._call(ask, deadline_s=deadline_s)
 
     def read(self, stream: str, *, matching: str, after: int = 0, limit: int = _READ_BATCH) -> list[Message]:
         """Up to `limit` messages on subjects that match, the oldest first, with a sequence above `after`."""
@@ -243,6 +267,8 @@ class Bus:
             closed = asyncio.Event()
             self._nc = await connect(self._settings, connected=self._connected, closed=closed)
             self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
+            self._inbox = self._nc.new_inbox()
+            await self._nc.subscribe(f"{self._inbox}.*", cb=self._take_answer)
             while not (self._connected.is_set() or closed.is_set()):
                 try:
                     await self._ensure()
@@ -302,19 +328,29 @@ class Bus:
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> list[Message]:
         """One batched direct get (NATS ADR-31): the answers come as messages, the last one has a status."""
-        inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(inbox)
+        token = str(next(self._tokens))
+        answers = _Answers(messages=[], whole=self._loop.create_future())
+        self._answers[token] = answers
         try:
-            await self._nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
-            found: list[Message] = []
-            while True:
-                answer = await subscription.next_msg(_ATTEMPT_S)
-                headers = {str(name): value for name, value in (answer.headers or {}).items()}
-                if status := headers.get("Status"):
-                    return found if status in ("204", "404") else _refused(stream, headers)
-                found.append(_message(answer, headers))
+            reply = f"{self._inbox}.{token}"
+            await self._nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=reply)
+            status = await asyncio.wait_for(answers.whole, _ATTEMPT_S)
         finally:
-            await subscription.unsubscribe()
+            del self._answers[token]
+        if status["Status"] not in ("204", "404"):
+            raise Unavailable(f"{stream} cannot be read: {status}", retry_after_s=_RETRY_AFTER_S)
+        return answers.messages
+
+    async def _take_answer(self, answer: Any) -> None:
+        """Sort one answer to its question; late ones have none any more."""
+        answers = self._answers.get(answer.subject.rpartition(".")[2])
+        if answers is None or answers.whole.done():
+            return
+        headers = {str(name): value for name, value in (answer.headers or {}).items()}
+        if "Status" in headers:
+            answers.whole.set_result(headers)
+        else:
+            answers.messages.append(_message(answer, headers))
 
 
 def _rfc3339(when: datetime) -> str:
@@ -324,10 +360,6 @@ def _rfc3339(when: datetime) -> str:
 def _message(answer: Any, headers: dict[str, str]) -> Message:
     sequence = int(headers["Nats-Sequence"])
     return Message(subject=headers["Nats-Subject"], sequence=sequence, headers=headers, body=answer.data)
-
-
-def _refused(stream: str, headers: dict[str, str]) -> list[Message]:
-    raise Unavailable(f"{stream} cannot be read: {headers}", retry_after_s=_RETRY_AFTER_S)
 
 
 def _nats_errors() -> tuple[type[BaseException], ...]:

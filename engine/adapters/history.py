@@ -16,6 +16,8 @@ from engine.contract.job import Job, fold
 
 REDRIVE_HEADER = "Cinevent-Redrive"
 """On a message that was published again for one consumer only; history has seen the original."""
+# Where the events of a job stand.
+_STREAMS = ("CINEVENT_JOBS", "CINEVENT_PROGRESS")
 # Subjects of one job in the stream of jobs, beside the accepted one: how far back a page may have to look at least.
 _WINDOW_PER_JOB = 8
 # Jobs that one page may look at for those it keeps: a filter that few jobs pass must not read the whole log at once.
@@ -76,8 +78,9 @@ class History:
     def view(self, tenant: str, job: str, *, deadline_s: float = 5.0) -> tuple[Job, Position]:
         """The job as it stands now, and the position up to which it was read. Raises NotFound, Unavailable."""
         filters = [job_subjects(tenant, job)]
-        events = _events(self._bus.last("CINEVENT_JOBS", filters, deadline_s=deadline_s))
-        progress = _events(self._bus.last("CINEVENT_PROGRESS", filters, deadline_s=deadline_s)) if events else []
+        # An outcome that comes between the two reads is seen by the next view; its progress never counts after it.
+        found = self._bus.last_of_each(_STREAMS, filters, deadline_s=deadline_s)
+        events, progress = (_events(messages) for messages in found)
         folded = fold(_merged(events, progress))
         if folded is None:
             raise NotFound(f"there is no job {job}")
@@ -152,13 +155,13 @@ class History:
         return found
 
     def _events_of(self, filters: list[str]) -> dict[str, list[tuple[int, Event]]]:
-        by_stream = {}
-        for stream in ("CINEVENT_JOBS", "CINEVENT_PROGRESS"):
+        by_stream = []
+        for messages in self._bus.last_of_each(_STREAMS, filters):
             by_job: dict[str, list[tuple[int, Event]]] = defaultdict(list)
-            for sequence, event in _events(self._bus.last(stream, filters)):
+            for sequence, event in _events(messages):
                 by_job[event.data["job"]].append((sequence, event))
-            by_stream[stream] = by_job
-        jobs, progress = by_stream.values()
+            by_stream.append(by_job)
+        jobs, progress = by_stream
         return {job: _merged(events, progress[job]) for job, events in jobs.items()}
 
 
