@@ -88,16 +88,21 @@ class History:
             jobs=max(sequence for sequence, _ in events), progress=max((s for s, _ in progress), default=0)
         )
 
-    def events(self, tenant: str, job: str, *, after: Position | None = None) -> list[Placed]:
-        """The events of a job beyond a position, in the order in which they happened. Raises Unavailable."""
+    def events(
+        self, tenant: str, job: str, *, after: Position | None = None, only_progress: bool = False
+    ) -> list[Placed]:
+        """The events of a job beyond a position, in the order in which they happened. Raises Unavailable.
+
+        `only_progress` spares the reader who knows of no other news half the work.
+        """
         start = after or Position()
-        filters = job_subjects(tenant, job)
         # Progress last: whatever came before an outcome is then among what is read.
-        jobs, progress = (
-            [m for m in self._bus.read(stream, matching=filters, after=sequence, limit=_EVENTS_MAX) if _is_first(m)]
-            for stream, sequence in (("CINEVENT_JOBS", start.jobs), ("CINEVENT_PROGRESS", start.progress))
-        )
-        return _placed(_events(jobs), _events(progress), start)
+        jobs = [] if only_progress else self._beyond("CINEVENT_JOBS", tenant, job, start.jobs)
+        return _placed(jobs, self._beyond("CINEVENT_PROGRESS", tenant, job, start.progress), start)
+
+    def _beyond(self, stream: str, tenant: str, job: str, after: int) -> list[tuple[int, Event]]:
+        found = self._bus.read(stream, matching=job_subjects(tenant, job), after=after, limit=_EVENTS_MAX)
+        return _events(message for message in found if _is_first(message))
 
     def page(self, tenant: str, *, limit: int, before: int | None = None, query: Query = _ALL) -> Page:
         """Up to `limit` jobs accepted before the stream sequence `before`, the newest first.

@@ -105,26 +105,27 @@ def _stream(call: Call, job: str, after: Position | None) -> Iterator[bytes]:
         else:
             position = after
         is_over = found.state.is_final and after is None
+        news: set[str] = set()
         while not (is_over or call.is_stopping()):
-            try:
-                placed = call.deps.history.events(call.tenant, job, after=position)
-            except Unavailable:
-                # The log is away for a moment; the next look reads on from the same position.
-                placed = []
+            placed = _read(call, job, position, only_progress=news == {"progress"})
             for item in _newest(placed):
                 position = item.position
                 yield _message(item.event.name, position, dict(item.event.data))
             is_over = any(item.event.name in OUTCOMES for item in placed)
-            if not is_over and not placed:
-                yield from _silence(next_event, call)
+            # What came while this was read is news as well: the subscription is older than the read.
+            if not is_over and not (news := _await(next_event, call.is_stopping, until=time.monotonic() + _SILENCE_S)):
+                # Shows whether the reader is still there.
+                yield b": ping\n\n"
         yield _message("end" if is_over else "bye", position, {})
 
 
-def _silence(next_event: Callable[[float], Event | None], call: Call) -> Iterator[bytes]:
-    """Wait for news; a comment now and then keeps the connection, and shows whether the reader is still there."""
-    start = time.monotonic()
-    if not _await(next_event, call.is_stopping, until=start + _SILENCE_S) and not call.is_stopping():
-        yield b": ping\n\n"
+def _read(call: Call, job: str, position: Position, *, only_progress: bool) -> list[Placed]:
+    """What the log has beyond a position."""
+    try:
+        return call.deps.history.events(call.tenant, job, after=position, only_progress=only_progress)
+    except Unavailable:
+        # The log is away for a moment; the next look reads on from the same position.
+        return []
 
 
 def _await(
@@ -133,15 +134,15 @@ def _await(
     *,
     until: float,
     wanted: tuple[str, ...] = (),
-) -> bool:
-    """Whether news came before `until`; takes all that has come, for one look at the log."""
-    while (left := until - time.monotonic()) > 0 and not is_stopping():
+) -> set[str]:
+    """The names of what has come, as soon as something has; none if nothing came before `until`."""
+    news: set[str] = set()
+    while not news and (left := until - time.monotonic()) > 0 and not is_stopping():
         event = next_event(min(left, _TICK_S))
-        if event is not None and (not wanted or event.name in wanted):
-            while next_event(0):
-                pass
-            return True
-    return False
+        while event is not None:
+            news |= {event.name} if not wanted or event.name in wanted else set()
+            event = next_event(0)
+    return news
 
 
 def _newest(placed: list[Placed]) -> list[Placed]:
