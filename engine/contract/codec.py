@@ -24,8 +24,6 @@ from engine.contract.rules import TIMESTAMP_RULE, read_timestamp
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
-# All of a batch are accepted before the answer; so many synced writes take a second or two.
-BATCH_MAX_EVENTS = 100
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _REQUIRED = ("specversion", "id", "source", "type")
 _KNOWN = (*_REQUIRED, "time", "subject", "dataschema", "datacontenttype")
@@ -60,11 +58,14 @@ def decode(headers: Mapping[str, str], body: bytes) -> Event:
     return _from_binary(lower, body)
 
 
-def decode_batch(body: bytes) -> list[Event]:
-    """The events of a JSON batch (CloudEvents JSON format, section 4). Raises BadEvent with the place of a bad one."""
+def decode_batch(headers: Mapping[str, str], body: bytes) -> list[Event]:
+    """The events of a batch, or the one of a message in another form. Raises BadEvent with the place of a bad one."""
+    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    if not content_type.strip().lower().startswith("application/cloudevents-batch"):
+        return [decode(headers, body)]
     items = loads(body)
-    if not isinstance(items, list) or not 0 < len(items) <= BATCH_MAX_EVENTS:
-        _refuse("", "batch", f"a batch is a JSON array of 1 to {BATCH_MAX_EVENTS} CloudEvents")
+    if not isinstance(items, list):
+        _refuse("", "batch", "a batch of CloudEvents is a JSON array")
     found = []
     for index, item in enumerate(items):
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from flask import Response, jsonify, request
 from werkzeug.exceptions import UnsupportedMediaType
 
-from engine.contract.codec import BATCH, BATCH_MAX_EVENTS, STRUCTURED, decode_batch, is_event, loads
+from engine.contract.codec import BATCH, STRUCTURED, decode_batch, is_event, loads
 from engine.contract.errors import Conflict, Invalid, NotFound, Problem, TooMany
 from engine.contract.events import Event, rivals
 from engine.contract.job import Job, fold
@@ -58,7 +58,7 @@ def accept(call: Call, event: Event) -> tuple[Job | None, bool]:
 def _batch(call: Call) -> Response:
     """All events of a batch, or none of them: a rule is broken before anything is written."""
     now = datetime.now(UTC)
-    events = handler.from_batch(decode_batch(read_body()), tenant=call.tenant, now=now)
+    events = handler.from_batch(decode_batch(dict(request.headers), read_body()), tenant=call.tenant, now=now)
     jobs = []
     for index, event in enumerate(events):
         job, _ = accept(call, event)
@@ -189,7 +189,7 @@ def _route(path: str, answers: Mapping[int, Answer]) -> Route:
         body={
             "application/json": _REQUEST,
             STRUCTURED: _EVENT,
-            BATCH: {"type": "array", "minItems": 1, "maxItems": BATCH_MAX_EVENTS, "items": _EVENT},
+            BATCH: {"type": "array", "minItems": 1, "maxItems": handler.BATCH_MAX_EVENTS, "items": _EVENT},
             _FORM: {
                 "type": "object",
                 "required": ["request"],

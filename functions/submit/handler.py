@@ -16,6 +16,8 @@ from engine.contract.rules import TIMESTAMP_RULE, read_timestamp
 _KEY_MAX_CHARACTERS = 255
 # Longer, and a proxy between is likely to have hung up.
 WAIT_MAX_S = 60
+# All of a batch are accepted before the answer; so many synced writes take a second or two.
+BATCH_MAX_EVENTS = 100
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE | re.ASCII)
 _METADATA = "metadata."
 
@@ -42,6 +44,9 @@ def from_event(event: Event, *, tenant: str, now: datetime) -> Event:
 
 def from_batch(events: list[Event], *, tenant: str, now: datetime) -> list[Event]:
     """The `requested` events for a batch; one that breaks a rule refuses them all, with its place. Raises Invalid."""
+    if not 0 < len(events) <= BATCH_MAX_EVENTS:
+        message = f"a batch of {len(events)} events; allowed: 1 to {BATCH_MAX_EVENTS}"
+        raise BadEvent(Problem(pointer="", rule="batch", message=message))
     found = []
     for index, event in enumerate(events):
         try:
