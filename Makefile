@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a cat walks on the beach at sunset
 
-.PHONY: demo test test-kube check bench docs golden format clean setup
+.PHONY: demo fuzz test test-kube check bench docs golden format clean setup
 
 setup: .venv/installed
 
@@ -24,6 +24,10 @@ test: setup
 # The real kube-apiserver and etcd from KUBEBUILDER_ASSETS, with the definitions in CRD_DIR.
 test-kube: setup
 	$(BIN)/pytest tests/kube --kube=real
+
+# Some 20,000 generated requests against a real submit, minutes long; a small slice of it is among the tests.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz
 
 check: setup
 	$(BIN)/ruff check .

@@ -40,7 +40,9 @@ _MEANING = {
 _OPTION_MEANING = {
     "priority": "who starts first; while all three wait, six to three to one, so that none waits for ever",
     "max_attempts": "how many runs the job may have",
-    "deadline_s": "seconds from acceptance to the end, waiting included",
+    "deadline_s": "seconds from when it may start (at once, unless the next two say otherwise) to the end",
+    "process_at": "not before this time (RFC 3339), up to seven days from now",
+    "process_in_s": "or not before so many seconds after it was accepted",
     "webhook": "where to tell the outcome: a `url` (http or https), and `events` unless all three",
     "metadata": "your own labels, given back with the job: up to 16 texts of 256 characters, under names of up to 64",
 }

@@ -1,4 +1,5 @@
-"""Writes the documents that follow from the code: docs/schemas, docs/events.md, docs/settings.md and docs/models.md.
+"""Writes the documents that follow from the code: docs/schemas, openapi.json, asyncapi.json, events.md, settings.md
+and models.md.
 
 `python -m docs.generate` writes them. With `--check` it writes nothing, and ends with 1 if some are stale, naming them.
 """
@@ -16,6 +17,8 @@ from engine.contract.models import CATALOG, Limits, ModelRow
 from engine.contract.plan import choose
 from engine.contract.schemas import published
 from engine.contract.settings import Settings, env_name
+from functions.submit import asyncapi, openapi
+from functions.submit.app import ROUTES
 
 DOCS = Path(__file__).parent
 _SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 6), (1, 8), (2, 8), (4, 8))
@@ -128,7 +131,8 @@ _Made from engine/contract/settings.py by `make docs`._
 def pages() -> dict[str, str]:
     """Every generated file, by its name within docs, and its text."""
     schemas = {f"schemas/{name}": _json(schema) for name, schema in published().items()}
-    return {**schemas, "events.md": events_page(), "models.md": models_page(), "settings.md": settings_page()}
+    apis = {"openapi.json": _json(openapi.document(ROUTES)), "asyncapi.json": _json(asyncapi.document())}
+    return {**schemas, **apis, "events.md": events_page(), "models.md": models_page(), "settings.md": settings_page()}
 
 
 def stale(folder: Path = DOCS) -> list[str]:

@@ -20,7 +20,7 @@ from engine.contract.errors import CineventError
 from engine.contract.models import CATALOG
 from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings
-from functions import local, planning
+from functions import admin, local, planning
 from functions.client import Client
 from functions.doctor import report as doctor
 from functions.watch import watch
@@ -80,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("get", _get, "show one job"),
         ("watch", _watch, "follow a job until it ends, over NATS"),
         ("cancel", _cancel, "ask to stop a job"),
+        ("retry", _retry, "ask again for what a job was to make, as a new job"),
+        ("delete", _delete, "erase a job that has ended, with its video"),
     ):
         _client(commands, name, run, text).add_argument("job", help="the id that submit printed")
     listing = _client(commands, "list", _list, "list jobs, the newest first")
@@ -90,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     video.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: JOB.mp4")
     planning.add(commands)
     doctor.add(commands)
+    admin.add(commands)
     _add_dead(commands)
     return parser
 
@@ -250,6 +253,18 @@ def _cancel(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _retry(options: argparse.Namespace, settings: Settings) -> int:
+    job = _http(options, settings).retry(options.job)
+    _show(options, job, job["id"])
+    return 0
+
+
+def _delete(options: argparse.Namespace, settings: Settings) -> int:
+    _http(options, settings).delete(options.job)
+    _show(options, {"id": options.job, "deleted": True}, f"{options.job} is erased")
+    return 0
+
+
 def _video(options: argparse.Namespace, settings: Settings) -> int:
     target = options.output or Path(f"{options.job}.mp4")
     size = _http(options, settings).video(options.job, target)
@@ -286,7 +301,7 @@ def _letter_json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _http(options: argparse.Namespace, settings: Settings) -> Client:
-    return Client(options.url or settings.public_url)
+    return Client(options.url or settings.public_url, key=settings.api_key)
 
 
 def _bus(options: argparse.Namespace, settings: Settings) -> Bus:

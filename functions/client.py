@@ -24,9 +24,10 @@ class Refused(CineventError):
 class Client:
     """Calls to one submit."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: str = "") -> None:
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
+        self._credentials = {"Authorization": f"Bearer {key}"} if key else {}
 
     def close(self) -> None:
         """End its connections."""
@@ -63,6 +64,16 @@ class Client:
         """Ask to stop the job; returns it."""
         return self._call("POST", f"/api/v1/jobs/{job}/cancel")
 
+    def retry(self, job: str) -> dict[str, Any]:
+        """Ask again for what a job was to make; returns the new job."""
+        return self._call("POST", f"/api/v1/jobs/{job}/retry")
+
+    def delete(self, job: str) -> None:
+        """Erase a job that has ended."""
+        answer = self._send("DELETE", f"/api/v1/jobs/{job}")
+        if answer.status != 204:
+            raise Refused(_reason(answer.status, answer.data))
+
     def video(self, job: str, target: Path) -> int:
         """Write the finished video to `target`, whole or not at all; returns its size in bytes."""
         part = target.with_name(f".{target.name}.part")
@@ -88,9 +99,12 @@ class Client:
         found: dict[str, Any] = answer.json()
         return found
 
-    def _send(self, method: str, path: str, **more: Any) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> urllib3.BaseHTTPResponse:
+        own = {**self._credentials, **(headers or {})}
         try:
-            return self._http.request(method, f"{self._url}{path}", **more)
+            return self._http.request(method, f"{self._url}{path}", headers=own, **more)
         except urllib3.exceptions.HTTPError as error:
             raise Refused(f"{self._url} does not answer: {_short(error)}") from error
 

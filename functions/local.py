@@ -98,6 +98,7 @@ def _settings(
         settings,
         nats_url=f"nats://127.0.0.1:{nats_port}",
         nats_creds="",
+        nats_nkey="",
         store_url=f"file:{data / 'store'}" if settings.store_url == defaults.store_url else settings.store_url,
         models_dir=str((options.models or data / "models").resolve()),
         runs_dir=str(data / "runs"),
@@ -168,6 +169,7 @@ def _addresses(settings: Settings, data: Path, sockets: dict[str, socket.socket]
         **urls,
         "nats": settings.nats_url,
         "webhook_secret": settings.webhook_secret,
+        "is_open": not (settings.keys_file or settings.oidc_issuer),
         "data": str(data),
         "logs": str(data / "logs"),
         "pid": os.getpid(),
@@ -180,6 +182,7 @@ def _announce(addresses: dict[str, Any], options: Options) -> None:
         f"Cinevent is ready.\n"
         f"  submit  {addresses['submit']}    NATS  {addresses['nats']}    logs  {addresses['logs']}\n"
         f"  webhook secret  {addresses['webhook_secret']}\n"
+        f"{_who(addresses)}"
         f"Try:\n"
         f"  curl -s {addresses['submit']}/api/v1/generate -H 'Content-Type: application/json' -d '{body}'\n"
         f"Ctrl-C ends it; jobs go on at the next start."
@@ -189,6 +192,13 @@ def _announce(addresses: dict[str, Any], options: Options) -> None:
         part = options.ready_file.with_name(f".{options.ready_file.name}.part")
         part.write_text(json.dumps(addresses, indent=2))
         part.replace(options.ready_file)
+
+
+def _who(addresses: dict[str, Any]) -> str:
+    """Who may use it: on loopback nobody else can, so that keys are asked for only where there are some."""
+    if addresses["is_open"]:
+        return "  open: every user of this machine is the one tenant; CINEVENT_KEYS_FILE makes keys necessary\n"
+    return ""
 
 
 def _shut_down(family: Family, launcher: LocalLauncher) -> None:

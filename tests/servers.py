@@ -42,7 +42,7 @@ def accepts(port: int) -> bool:
 class NatsServer:
     """A nats-server with JetStream; `kill` is a power loss of the process, `start` brings it back with its data."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, more: str = "") -> None:
         self.directory = directory
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -50,6 +50,7 @@ class NatsServer:
         self.config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
             f'jetstream {{ store_dir: "{directory / "jetstream"}", sync_interval: always }}\n'
+            f"{more}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -6,16 +6,17 @@ what it could not do by then is Unavailable. nats-py's `publish_async` is not us
 """
 
 import asyncio
+import itertools
 import json
 import queue
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from engine.adapters.topology import connect, differences, ensure
@@ -24,6 +25,7 @@ from engine.contract.errors import BadEvent, Conflict, NotFound, Unavailable
 from engine.contract.events import Event, subject
 from engine.contract.schemas import validate
 from engine.contract.settings import Settings
+from engine.contract.streams import Consumer
 
 T = TypeVar("T")
 
@@ -47,6 +49,22 @@ class Message:
     body: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Since:
+    """Messages from some point on: how many, and the first."""
+
+    count: int
+    first: Message | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answers:
+    """What has come of a read; `whole` is its last word."""
+
+    messages: list[Message]
+    whole: "asyncio.Future[dict[str, str]]"
+
+
 class Bus:
     """One connection to NATS, to be used from any thread."""
 
@@ -56,6 +74,10 @@ class Bus:
         self._loop = asyncio.new_event_loop()
         self._connected = asyncio.Event()
         self._nc: Any = None
+        # One subscription for the answers to all reads: making one for each costs more than the read.
+        self._inbox = ""
+        self._answers: dict[str, _Answers] = {}
+        self._tokens = itertools.count()
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
         self._thread.start()
         self._connecting = asyncio.run_coroutine_threadsafe(self._connect(), self._loop)
@@ -103,20 +125,28 @@ class Bus:
         """In what the streams and consumers are not as contract/streams.py says. Raises Unavailable."""
         return self._call(lambda: differences(self._js, self._settings), deadline_s=5.0)
 
-    def publish(self, event: Event, *, first: str | None = None, deadline_s: float = 5.0) -> int:
+    def publish(
+        self,
+        event: Event,
+        *,
+        first: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline_s: float = 5.0,
+    ) -> int:
         """Put a job event into the log; returns its stream sequence once the server has it.
 
         `first`: a subject filter on which nothing may stand yet; Conflict if something does. A write whose answer was
         lost is sent again under the same id, so it is in the log once. Raises BadEvent, Conflict, Unavailable.
         """
-        headers, body = encode_nats(validate(event))
+        own, body = encode_nats(validate(event))
+        sent = {**own, **(headers or {})}
         if first:
-            headers |= {
+            sent |= {
                 "Nats-Expected-Last-Subject-Sequence": "0",
                 "Nats-Expected-Last-Subject-Sequence-Subject": first,
             }
         try:
-            return self.publish_bytes(subject(event), headers, body, deadline_s=deadline_s)
+            return self.publish_bytes(subject(event), sent, body, deadline_s=deadline_s)
         except Conflict:
             # Our own earlier try may be what came first: its answer was lost, and the server checks order before ids.
             assert first is not None
@@ -139,13 +169,23 @@ class Bus:
         headers, body = encode_nats(validate(event))
         # A replaced alarm has the same event id and must not be taken for a duplicate.
         del headers["Nats-Msg-Id"]
-        at = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        schedule = {"Nats-Schedule": f"@at {at}", "Nats-Schedule-Target": due_on}
+        schedule = {"Nats-Schedule": f"@at {_rfc3339(when)}", "Nats-Schedule-Target": due_on}
         self.publish_bytes(set_on, {**headers, **schedule}, body)
 
     def last(self, stream: str, filters: Sequence[str], *, deadline_s: float = 5.0) -> list[Message]:
         """The last message of every subject that matches one of `filters`, in stream order."""
         return self._call(lambda: self._direct(stream, {"multi_last": list(filters)}), deadline_s=deadline_s)
+
+    def last_of_each(
+        self, streams: Sequence[str], filters: Sequence[str], *, deadline_s: float = 5.0
+    ) -> list[list[Message]]:
+        """The same of several streams, read at the same time."""
+        query = {"multi_last": list(filters)}
+
+        async def ask() -> list[list[Message]]:
+            return list(await asyncio.gather(*(self._direct(stream, query) for stream in streams)))
+
+        return self._call(ask, deadline_s=deadline_s)
 
     def read(self, stream: str, *, matching: str, after: int = 0, limit: int = _READ_BATCH) -> list[Message]:
         """Up to `limit` messages on subjects that match, the oldest first, with a sequence above `after`."""
@@ -160,6 +200,45 @@ class Bus:
             return int(state.first_seq), int(state.last_seq)
 
         return self._call(ask, deadline_s=5.0)
+
+    def since(
+        self, stream: str, matching: str, *, seconds: float = 0, after: int = 0, deadline_s: float = 5.0
+    ) -> "Since":
+        """How many messages on subjects that match came in the last `seconds`, or have a sequence above `after`."""
+        where: dict[str, Any] = {"seq": after + 1}
+        if seconds:
+            where = {"start_time": _rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))}
+        query = {**where, "batch": 1, "next_by_subj": matching}
+        found = self._call(lambda: self._direct(stream, query), deadline_s=deadline_s)
+        if not found:
+            return Since(count=0, first=None)
+        return Since(count=1 + int(found[0].headers["Nats-Num-Pending"]), first=found[0])
+
+    def sequence_at(self, stream: str, when: datetime) -> int:
+        """The sequence of the first message since `when`, or the one that the next message will have."""
+        query = {"start_time": _rfc3339(when), "batch": 1, "next_by_subj": ">"}
+        found = self._call(lambda: self._direct(stream, query), deadline_s=5.0)
+        return found[0].sequence if found else self.bounds(stream)[1] + 1
+
+    def subjects(self, stream: str, matching: str, *, deadline_s: float = 5.0) -> list[str]:
+        """All subjects of a stream that match and have a message."""
+
+        async def ask() -> list[str]:
+            return list((await self._js.stream_info(stream, subjects_filter=matching)).state.subjects or ())
+
+        return self._call(ask, deadline_s=deadline_s)
+
+    def acknowledged(self, consumer: Consumer) -> int:
+        """The stream sequence up to which this consumer has no message left to deliver or to wait for."""
+
+        async def ask() -> int:
+            return int((await self._js.consumer_info(consumer.stream, consumer.name)).ack_floor.stream_seq)
+
+        return self._call(ask, deadline_s=5.0)
+
+    def purge(self, stream: str, matching: str) -> None:
+        """Remove every message on subjects that match; an alarm that was set there does not ring."""
+        self._call(lambda: self._js.purge_stream(stream, subject=matching), deadline_s=5.0)
 
     def delete(self, stream: str, sequence: int) -> None:
         """Remove one message. Raises NotFound."""
@@ -210,6 +289,8 @@ class Bus:
             closed = asyncio.Event()
             self._nc = await connect(self._settings, connected=self._connected, closed=closed)
             self._js = self._nc.jetstream(timeout=_ATTEMPT_S)
+            self._inbox = self._nc.new_inbox()
+            await self._nc.subscribe(f"{self._inbox}.*", cb=self._take_answer)
             while not (self._connected.is_set() or closed.is_set()):
                 try:
                     await self._ensure()
@@ -270,19 +351,33 @@ class Bus:
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> list[Message]:
         """One batched direct get (NATS ADR-31): the answers come as messages, the last one has a status."""
-        inbox = self._nc.new_inbox()
-        subscription = await self._nc.subscribe(inbox)
+        token = str(next(self._tokens))
+        answers = _Answers(messages=[], whole=self._loop.create_future())
+        self._answers[token] = answers
         try:
-            await self._nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
-            found: list[Message] = []
-            while True:
-                answer = await subscription.next_msg(_ATTEMPT_S)
-                headers = {str(name): value for name, value in (answer.headers or {}).items()}
-                if status := headers.get("Status"):
-                    return found if status in ("204", "404") else _refused(stream, headers)
-                found.append(_message(answer, headers))
+            reply = f"{self._inbox}.{token}"
+            await self._nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=reply)
+            status = await asyncio.wait_for(answers.whole, _ATTEMPT_S)
         finally:
-            await subscription.unsubscribe()
+            del self._answers[token]
+        if status["Status"] not in ("204", "404"):
+            raise Unavailable(f"{stream} cannot be read: {status}", retry_after_s=_RETRY_AFTER_S)
+        return answers.messages
+
+    async def _take_answer(self, answer: Any) -> None:
+        """Sort one answer to its question; late ones have none any more."""
+        answers = self._answers.get(answer.subject.rpartition(".")[2])
+        if answers is None or answers.whole.done():
+            return
+        headers = {str(name): value for name, value in (answer.headers or {}).items()}
+        if "Status" in headers:
+            answers.whole.set_result(headers)
+        else:
+            answers.messages.append(_message(answer, headers))
+
+
+def _rfc3339(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _without_password(urls: str) -> str:
@@ -293,10 +388,6 @@ def _without_password(urls: str) -> str:
 def _message(answer: Any, headers: dict[str, str]) -> Message:
     sequence = int(headers["Nats-Sequence"])
     return Message(subject=headers["Nats-Subject"], sequence=sequence, headers=headers, body=answer.data)
-
-
-def _refused(stream: str, headers: dict[str, str]) -> list[Message]:
-    raise Unavailable(f"{stream} cannot be read: {headers}", retry_after_s=_RETRY_AFTER_S)
 
 
 def _nats_errors() -> tuple[type[BaseException], ...]:

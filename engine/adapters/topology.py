@@ -48,6 +48,7 @@ async def connect(
     return await nats.connect(
         servers=settings.nats_url.split(","),
         user_credentials=settings.nats_creds or None,
+        nkeys_seed=settings.nats_nkey or None,
         max_reconnect_attempts=-1,
         reconnect_time_wait=0.25,
         connect_timeout=2,

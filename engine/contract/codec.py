@@ -20,13 +20,13 @@ from cloudevents.core.v1.event import CloudEvent
 
 from engine.contract.errors import BadEvent, Problem
 from engine.contract.events import Event
+from engine.contract.rules import TIMESTAMP_RULE, read_timestamp
 
 STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _REQUIRED = ("specversion", "id", "source", "type")
 _KNOWN = (*_REQUIRED, "time", "subject", "dataschema", "datacontenttype")
-# RFC 3339, which the CloudEvents type Timestamp names; fromisoformat alone would also take "2026" or "20261120T10".
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 def encode(event: Event) -> tuple[dict[str, str], bytes]:
@@ -56,6 +56,24 @@ def decode(headers: Mapping[str, str], body: bytes) -> Event:
     if content_type.startswith("application/cloudevents") or "ce-specversion" not in lower:
         return _from_structured(body)
     return _from_binary(lower, body)
+
+
+def decode_batch(headers: Mapping[str, str], body: bytes) -> list[Event]:
+    """The events of a batch, or the one of a message in another form. Raises BadEvent with the place of a bad one."""
+    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    if not content_type.strip().lower().startswith("application/cloudevents-batch"):
+        return [decode(headers, body)]
+    items = loads(body)
+    if not isinstance(items, list):
+        _refuse("", "batch", "a batch of CloudEvents is a JSON array")
+    found = []
+    for index, item in enumerate(items):
+        try:
+            found.append(_from_attributes(item))
+        except BadEvent as error:
+            placed = (Problem(pointer=f"/{index}{p.pointer}", rule=p.rule, message=p.message) for p in error.problems)
+            raise BadEvent(*placed) from error
+    return found
 
 
 def loads(body: bytes) -> Any:
@@ -94,14 +112,17 @@ def _to_sdk(event: Event) -> CloudEvent:
 
 
 def _from_structured(body: bytes) -> Event:
-    attributes = loads(body)
+    return _from_attributes(loads(body))
+
+
+def _from_attributes(attributes: Any) -> Event:
     if not isinstance(attributes, dict):
         _refuse("", "type", "a CloudEvent in structured mode is a JSON object")
     if "data_base64" in attributes:
         _refuse("/data_base64", "data", "data must be a JSON object in `data`, not base64")
-    data = attributes.pop("data", None)
     # A JSON null is an absent attribute (CloudEvents JSON format, section 2.2).
-    return _event({name: value for name, value in attributes.items() if value is not None}, data)
+    given = {name: value for name, value in attributes.items() if name != "data" and value is not None}
+    return _event(given, attributes.get("data"))
 
 
 def _from_binary(headers: Mapping[str, str], body: bytes) -> Event:
@@ -167,13 +188,9 @@ def _time(value: str | None) -> datetime:
     if value is None:
         return datetime.now(UTC)
     try:
-        if not _TIMESTAMP.fullmatch(value):
-            raise ValueError(value)
-        # Upper case: fromisoformat takes Z, not z. UTC: one form for one instant.
-        return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        # Not the form, or a date that no calendar has, or an offset beyond year 1 or 9999.
-        _refuse("/time", "timestamp", f"time is {value[:40]!r}; allowed: RFC 3339, such as 2026-11-20T10:00:00Z")
+        return read_timestamp(value)
+    except ValueError:
+        _refuse("/time", "timestamp", f"time is {value[:40]!r}; {TIMESTAMP_RULE}")
 
 
 def _text(value: str | int) -> str:

@@ -3,11 +3,14 @@
     CineventError
       Invalid            the caller's mistake; carries one Problem per broken rule
         BadEvent         these bytes are not a CloudEvent that we accept
+      Unauthorized       nobody knows who asks
+      Forbidden          who asks may not do this
       NotFound           no such job, for this tenant
       Conflict           the log refused a conditional write: somebody was first
       Unavailable        a service we need does not answer; carries retry_after_s
       AtCapacity         no free place to run a job now; carries retry_after_s
         TenantAtCapacity no free place for this tenant's jobs
+      TooMany            the caller asks too much of us for now; carries a stable code and retry_after_s
       JobFailed          this job cannot be done; carries a stable code, and whether another attempt may help
 
 A foreign exception is translated once, in the adapter that met it, `from` the original.
@@ -41,6 +44,14 @@ class BadEvent(Invalid):
     """Bytes that are not a CloudEvent we accept."""
 
 
+class Unauthorized(CineventError):
+    """There is no credential that is known and in force."""
+
+
+class Forbidden(CineventError):
+    """The credential is in force, but not for this."""
+
+
 class NotFound(CineventError):
     """There is no such thing, for this tenant."""
 
@@ -65,6 +76,14 @@ class AtCapacity(_Later):
 
 class TenantAtCapacity(AtCapacity):
     """All places of one tenant are taken; other tenants' jobs may have one."""
+
+
+class TooMany(_Later):
+    """The caller has used up what it may have for now. `code` is stable: it says of what."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float) -> None:
+        self.code = code
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 JOB_ERRORS: dict[str, str] = {
@@ -100,8 +119,8 @@ JOB_ERRORS: dict[str, str] = {
     "evicted": "A pod of the run was taken away: its node was drained, or something more important needed it. Tried"
     " again.",
     "node_lost": "A node of the run does not answer any more. Tried again.",
-    "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted; allow more time, or ask for"
-    " less. Not tried again.",
+    "deadline_exceeded": "The job was not done deadline_s seconds after it was accepted, or due; allow more time,"
+    " or ask for less. Not tried again.",
 }
 """Stable codes of `retrying` and `failed` events: what each means and what to do. docs/events.md is made from this."""
 

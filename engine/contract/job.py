@@ -10,12 +10,13 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from engine.contract.events import Event, trace_extensions
 from engine.contract.request import Request
+from engine.contract.rules import read_timestamp
 
 ID_PATTERN = r"^j[a-z2-7]{25}$"
 # Their subjects would read like the system's own: cinevent.dead.>, cinevent.alarms.>
@@ -92,6 +93,10 @@ class Job:
     outcome: Mapping[str, Any]
     """Data of the final event; empty before it."""
     sequence: int
+    accepted_sequence: int
+    """Of its request in the stream of jobs: its place among all jobs."""
+    retry_of: str
+    """The job that this one tries again; empty for any other."""
     extensions: Mapping[str, str]
     """Trace context of the request, which every later event of the job carries on."""
 
@@ -99,6 +104,13 @@ class Job:
     def drains(self) -> int:
         """Attempts that ended because they were told to: they say nothing against the job."""
         return int(self.drained.get("drains", 0))
+
+    @property
+    def due_at(self) -> datetime:
+        """Not before this time does it start; its deadline counts from here."""
+        request = self.request
+        wanted = read_timestamp(request.process_at) if request.process_at else self.created_at
+        return max(wanted, self.created_at + timedelta(seconds=request.process_in_s or 0))
 
 
 def new_id() -> str:
@@ -149,7 +161,8 @@ def fold(events: Iterable[tuple[int, Event]]) -> Job | None:
     Words of an older attempt are ignored: a run that was given up may still speak.
     """
     job: Job | None = None
-    for sequence, event in events:
+    # The request first: one that was put into the queue once more stands behind what has happened since.
+    for sequence, event in sorted(events, key=lambda pair: pair[1].name != "requested"):
         if event.name == "requested":
             job = job or _accepted(sequence, event)
         elif job is not None:
@@ -175,6 +188,8 @@ def _accepted(sequence: int, event: Event) -> Job:
         progress_at=None,
         outcome={},
         sequence=sequence,
+        accepted_sequence=sequence,
+        retry_of=event.data.get("retry_of", ""),
         extensions=trace_extensions(event.extensions),
     )
 

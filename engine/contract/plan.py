@@ -176,8 +176,15 @@ def _ways_by(cfg: int, video: _Video, *, num_nodes: int, num_processes: int) -> 
     ring = ranks // ulysses
     if ring > 1 and num_nodes == 1:
         return []
-    degrees = {"cfg": cfg, "ring": ring, "ulysses": ulysses}
-    whole = Plan(num_nodes=num_nodes, num_processes=num_processes, **degrees, shard=1, speed=speed)
+    whole = Plan(
+        num_nodes=num_nodes,
+        num_processes=num_processes,
+        cfg=cfg,
+        ring=ring,
+        ulysses=ulysses,
+        shard=1,
+        speed=speed,
+    )
     gathered = replace(whole, shard=num_processes)
     # A gathered expert is as fast as a whole copy, and each rank reads only its share of the files. A tiny model's are
     # read in no time, and sharded float32 is rounded in another order (tests/engine/many_ranks.py).

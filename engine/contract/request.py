@@ -7,7 +7,7 @@ that the same request gives the same video on any later attempt. Limits come fro
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,16 @@ from engine.contract.errors import Invalid, Problem
 from engine.contract.lora import LORAS, Lora, lora_problems, merge_loras, read_loras
 from engine.contract.models import CATALOG, SAMPLERS, Limits, ModelRow
 from engine.contract.offers import refuse_unavailable
-from engine.contract.rules import integer_rule, number_rule, pointer_to, schema_problems, text_problems, url_problems
+from engine.contract.rules import (
+    TIMESTAMP_RULE,
+    integer_rule,
+    number_rule,
+    pointer_to,
+    read_timestamp,
+    schema_problems,
+    text_problems,
+    url_problems,
+)
 from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
@@ -29,6 +38,8 @@ _ATTEMPTS = 3
 _DEADLINE_S = 6 * 3600
 # A week: longer than any real job, short enough that a forgotten one ends.
 DEADLINE_MAX_S = 7 * 24 * 3600
+# A week, too: the log keeps a request for 30 days, which must be enough for the wait and the job.
+PROCESS_IN_MAX_S = 7 * 24 * 3600
 SEED_MAX = 2**32 - 1
 # x264's scale; 18 looks like the frames themselves. Not 0: that is lossless, in an H.264 profile that browsers lack.
 CRF = Limits(low=1, high=51, default=18)
@@ -81,7 +92,11 @@ class Request:
     priority: str = "normal"
     max_attempts: int = _ATTEMPTS
     deadline_s: int = _DEADLINE_S
-    """From acceptance to the end, attempts and waits included."""
+    """From when it may start (acceptance, or the time it asks for) to the end, attempts and waits included."""
+    process_at: str | None = None
+    """Not before this time: RFC 3339 in UTC."""
+    process_in_s: int | None = None
+    """Not before so long after acceptance."""
     webhook: Webhook | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -92,11 +107,8 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """The request as it stands in events; `from_json` is the inverse."""
-        data = asdict(self)
-        data["input"]["loras"] = list(data["input"]["loras"])
-        if self.webhook:
-            data["webhook"]["events"] = list(self.webhook.events)
-        return data
+        found: dict[str, Any] = _as_json(self)
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Request":
@@ -123,10 +135,12 @@ def parse(data: Any, *, job: str) -> Request:
         raise Invalid(*broken)
     given = {name: _plain(value) for name, value in data["input"].items()}
     # Whole numbers may be written 3.0, in JSON's one number type.
-    options: dict[str, Any] = {name: int(data[name]) for name in ("max_attempts", "deadline_s") if name in data}
+    whole = ("max_attempts", "deadline_s", "process_in_s")
+    options: dict[str, Any] = {name: int(data[name]) for name in whole if name in data}
     options |= {name: data[name] for name in ("priority", "metadata") if name in data}
     request = Request(
         **options,
+        process_at=_process_at(data.get("process_at")),
         model=row.name,
         input=_fill(given, row, job=job),
         webhook=_webhook(data.get("webhook")),
@@ -188,6 +202,8 @@ OPTIONS: dict[str, Any] = {
     "priority": {"enum": list(PRIORITIES), "default": "normal"},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": MAX_ATTEMPTS, "default": _ATTEMPTS},
     "deadline_s": {"type": "integer", "minimum": 1, "maximum": DEADLINE_MAX_S, "default": _DEADLINE_S},
+    "process_at": {"type": "string", "minLength": 20, "maxLength": 40, "format": "date-time"},
+    "process_in_s": {"type": "integer", "minimum": 0, "maximum": PROCESS_IN_MAX_S},
     "webhook": {
         "type": "object",
         "additionalProperties": False,
@@ -211,6 +227,15 @@ OPTIONS: dict[str, Any] = {
     },
 }
 """Schemas of the fields beside `model` and `input`, the same for every model."""
+
+
+def _as_json(value: Any) -> Any:
+    """Dataclasses as objects, tuples as arrays. dataclasses.asdict copies every text, in five times the time."""
+    if is_dataclass(value):
+        return {name: _as_json(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {name: _as_json(inner) for name, inner in value.items()}
+    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _row(data: Any) -> ModelRow:
@@ -265,6 +290,17 @@ def _plain(value: Any) -> Any:
     return unicodedata.normalize("NFC", value.replace("\r\n", "\n")) if isinstance(value, str) else value
 
 
+def _process_at(given: str | None) -> str | None:
+    if given is None:
+        return None
+    try:
+        # One form for one instant: a repeat may write it with another offset.
+        return read_timestamp(given).isoformat().replace("+00:00", "Z")
+    except ValueError as error:
+        message = f"process_at is {given[:40]!r}; {TIMESTAMP_RULE}"
+        raise Invalid(Problem(pointer="/process_at", rule="timestamp", message=message)) from error
+
+
 def _webhook(data: Mapping[str, Any] | None) -> Webhook | None:
     if data is None:
         return None
@@ -279,6 +315,8 @@ def _rule_problems(request: Request) -> Iterator[Problem]:
         yield from text_problems(name + value, pointer_to("metadata", name), may_be_empty=True)
     yield from lora_problems(given.loras)
     yield from _size_problems(request.row, width=given.width, height=given.height, num_frames=given.num_frames)
+    if request.process_at is not None and request.process_in_s is not None:
+        yield Problem(pointer="/process_in_s", rule="either", message="leave out process_at or process_in_s")
     if request.webhook:
         yield from url_problems(request.webhook.url, "/webhook/url")
 

@@ -1,7 +1,9 @@
 """Rules that any input may have to keep, as Problems: a JSON Schema, plain text, a web address. Pure."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,6 +11,22 @@ import jsonschema_rs
 
 from engine.contract.errors import Problem
 from engine.contract.models import Limits
+
+# RFC 3339, which the CloudEvents type Timestamp names; fromisoformat alone would also take "2026" or "20261120T10".
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+TIMESTAMP_RULE = "allowed: RFC 3339, such as 2026-11-20T10:00:00Z"
+
+
+def read_timestamp(text: str) -> datetime:
+    """The instant that an RFC 3339 timestamp names, in UTC. Raises ValueError."""
+    if not _TIMESTAMP.fullmatch(text):
+        raise ValueError(text)
+    try:
+        # Upper case: fromisoformat takes Z, not z. UTC: one form for one instant.
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except OverflowError as error:
+        # An offset that leads beyond year 1 or 9999.
+        raise ValueError(text) from error
 
 
 def schema_problems(validator: jsonschema_rs.Draft202012Validator, data: Any) -> Iterator[Problem]:

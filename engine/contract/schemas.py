@@ -77,7 +77,8 @@ _DATA: dict[str, dict[str, Any]] = {
             "required": ["model", "input", "priority", "max_attempts", "deadline_s"],
             "properties": {"priority": {"enum": list(PRIORITIES)}},
             "description": "the request with every default filled in",
-        }
+        },
+        "retry_of": {"type": "string", "pattern": ID_PATTERN, "description": "the job that this one tries again"},
     },
     "launched": {
         "attempt": _ATTEMPT,
@@ -147,8 +148,8 @@ _DATA: dict[str, dict[str, Any]] = {
     "check": {},
 }
 
-# Fields that a reader must do without: older engines do not say them, and the first events of a run cannot.
-_OPTIONAL = {"progress": ("peak_memory_bytes", "preview")}
+# Fields that a reader must do without: older engines do not say them, and the first events of a run or job cannot.
+_OPTIONAL = {"requested": ("retry_of",), "progress": ("peak_memory_bytes", "preview")}
 
 
 def published() -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.contract.errors import Invalid, Problem
 from engine.contract.job import is_tenant
+from engine.contract.rules import url_problems
 from engine.contract.speed import ATTENTION, OFFLOAD, WEIGHTS_DTYPES, Speed, unknown
 
 # A source waits 60 s for notify's answer; a delivery that takes longer would be sent twice.
@@ -21,6 +22,8 @@ _MEMORY_MAX_GIB = 1e6
 LAUNCHERS = ("local", "pytorchjob", "indexedjob")
 # A DNS label, as Kubernetes wants it of namespaces and as Kueue's label wants it of queues.
 _DNS_LABEL = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?")
+# functions/gunicorn_conf.py has 256 threads; some must be left for those that only ask.
+_FOLLOWERS_MAX = 220
 _MODELS_URL = re.compile(r"|s3://[^/]+(/.*)?|hub(@[^@\s]+)?")
 
 
@@ -34,6 +37,7 @@ class Settings:
 
     nats_url: str = _env("nats://127.0.0.1:4222", "NATS servers, separated by commas.")
     nats_creds: str = _env("", "File with NATS credentials; empty: none.")
+    nats_nkey: str = _env("", "File with the NKey seed that NATS knows this process by; empty: none.")
     nats_replicas: int = _env(1, "Copies of each stream; 3 where NATS runs in three zones.")
     store_url: str = _env(
         "file:.cinevent/store",
@@ -46,7 +50,22 @@ class Settings:
         "Where a model that CINEVENT_MODELS_DIR lacks is fetched from: s3://BUCKET/PREFIX with one folder per model, or"
         " hub or hub@REVISION for the Hugging Face hub; empty: nowhere. [models.md](models.md) says more.",
     )
-    tenant: str = _env("default", "Tenant of every request; there are no credentials yet that could name one.")
+    tenant: str = _env("default", "Tenant of every request where nobody has to say who they are, as on one machine.")
+    keys_file: str = _env(
+        "",
+        "File with the API keys that submit takes, as `cinevent keys` writes it; read again when it changes. Without it"
+        " and CINEVENT_OIDC_ISSUER everybody who reaches submit is the one tenant.",
+    )
+    oidc_issuer: str = _env("", "Issuer of JSON web tokens that submit takes beside keys; empty: none.")
+    oidc_audience: str = _env("cinevent", "What a token must name as its audience.")
+    oidc_jwks_url: str = _env("", "Where the issuer's keys are; empty: where its openid-configuration says.")
+    oidc_tenant_claim: str = _env("tenant", "The claim of a token that names the tenant.")
+    max_submits_per_minute: int = _env(0, "Requests that a tenant may send in a minute; 0: any number.")
+    max_waiting: int = _env(0, "Jobs of a tenant that may wait at one time; 0: any number.")
+    max_followers: int = _env(
+        200, "Clients that may follow jobs or wait for their end at one time, in one instance of submit; 1 to 220."
+    )
+    api_key: str = _env("", "The key that the command line sends to submit.")
     runs_dir: str = _env(".cinevent/runs", "Where the local launcher keeps one folder per run, with its log.")
     num_nodes: int = _env(1, "Nodes per job.")
     num_processes: int = _env(1, "Processes per node: its GPUs, or 1 to 2 without any.")
@@ -199,6 +218,7 @@ def _rules(settings: Settings) -> list[Problem]:
             f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
         )
         problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
+    problems += _door_rules(settings)
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
         problems.append(Problem(pointer=env_name("tenant"), rule="tenant", message=message))
@@ -259,3 +279,19 @@ def _launch_rules(settings: Settings) -> list[Problem]:
     return [
         Problem(pointer=env_name(name), rule=rule, message=message) for holds, name, rule, message in rules if not holds
     ]
+
+
+def _door_rules(settings: Settings) -> list[Problem]:
+    """Who may use submit, and how much."""
+    problems = [
+        Problem(pointer=env_name(name), rule="range", message=f"{getattr(settings, name)} is below 0")
+        for name in ("max_submits_per_minute", "max_waiting")
+        if getattr(settings, name) < 0
+    ]
+    if not 1 <= settings.max_followers <= _FOLLOWERS_MAX:
+        message = f"{settings.max_followers} is out of range; allowed: 1 to {_FOLLOWERS_MAX}"
+        problems.append(Problem(pointer=env_name("max_followers"), rule="range", message=message))
+    for name in ("oidc_issuer", "oidc_jwks_url"):
+        if getattr(settings, name):
+            problems += url_problems(getattr(settings, name), env_name(name))
+    return problems

@@ -25,6 +25,8 @@ class Act(StrEnum):
     NOTHING = "nothing"
     WAIT = "wait"
     """Look again at the next alarm."""
+    SCHEDULE = "schedule"
+    """Look again when the job may start."""
     LAUNCH = "launch"
     STOP = "stop"
     """End a run that nobody needs, or put it out of sight if it is over."""
@@ -52,12 +54,12 @@ def decide(job: Job, run: Observation, *, now: datetime, stall_s: float) -> Deci
         return _after_the_end(job, run, now)
     if job.cancel_requested:
         return Decision(act=Act.CANCEL)
-    if now - job.created_at > timedelta(seconds=job.request.deadline_s):
+    if now - job.due_at > timedelta(seconds=job.request.deadline_s):
         return Decision(act=Act.FAIL, failure=_too_late(job, run))
     # Nothing was started of an attempt that was only announced.
     is_to_start = job.attempt == 0 or run.phase is Phase.PUT_ASIDE
     if is_to_start or (run.phase is Phase.ABSENT and job.stage == "retrying"):
-        return Decision(act=Act.LAUNCH, attempt=max(1, job.attempt))
+        return Decision(act=Act.SCHEDULE if now < job.due_at else Act.LAUNCH, attempt=max(1, job.attempt))
     if run.phase in (Phase.RUNNING, Phase.WAITING):
         failure = _stall(job, run, now, stall_s) or _waited_for(run, now)
         return after_failure(job, failure) if failure else Decision(act=Act.WAIT, waiting=run.waiting)
@@ -105,7 +107,7 @@ def _patience_s(job: Job, stall_s: float) -> float:
 
 
 def _too_late(job: Job, run: Observation) -> Failure:
-    message = f"the job was not done {job.request.deadline_s} s after it was accepted; its deadline_s says no longer"
+    message = f"the job was not done {job.request.deadline_s} s after it was due; its deadline_s says no longer"
     if run.waiting:
         message += f"; at last its run waited ({run.waiting.reason}): {run.waiting.message}"
     return Failure(code="deadline_exceeded", message=message, retryable=False)

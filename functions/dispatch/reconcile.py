@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from engine.adapters.history import REDRIVE_HEADER
 from engine.contract.artifact import completed_data
 from engine.contract.errors import AtCapacity, Conflict, Invalid, JobFailed, NotFound
 from engine.contract.events import job_event, rivals
@@ -36,6 +37,7 @@ class Reconciler:
         self._acts: dict[Act, Callable[[Job, Decision], None]] = {
             Act.NOTHING: self._nothing,
             Act.WAIT: self._wait,
+            Act.SCHEDULE: self._schedule,
             Act.LAUNCH: self._launch,
             Act.STOP: self._stop,
             Act.CANCEL: self._cancel,
@@ -62,8 +64,15 @@ class Reconciler:
         except AtCapacity:
             if is_queued and job.attempt == 0:
                 raise
-            self._set_alarm(job)
+            self._come_again(job)
         self._stop_others(job)
+
+    def _come_again(self, job: Job) -> None:
+        """Nobody else will: a job that was to start later joins the queue, any other gets an alarm."""
+        if job.attempt == 0 and job.due_at > job.created_at:
+            self._queue(job)
+        else:
+            self._set_alarm(job)
 
     def take(self, hint: Hint) -> None:
         """Look at the job that a hint is about; a run whose job the log does not know is ended. Raises Unavailable."""
@@ -107,6 +116,17 @@ class Reconciler:
         if why and job.state is State.PENDING and job.waiting.get("reason") != why.reason:
             data = {"attempt": job.attempt, "reason": why.reason, "message": why.message}
             self._say("waiting", job, data, key=f"a{job.attempt}-{why.reason}")
+
+    def _schedule(self, job: Job, _decision: Decision) -> None:
+        self._set_alarm(job, when=job.due_at)
+
+    def _queue(self, job: Job) -> None:
+        """Put a job that has become due behind those that wait, for the consumer of its priority alone."""
+        data = {"request": job.request.to_json(), **({"retry_of": job.retry_of} if job.retry_of else {})}
+        event = job_event("requested", data, tenant=job.tenant, job=job.id, key="due", extensions=job.extensions)
+        self._deps.bus.publish(
+            replace(event, time=job.created_at), headers={REDRIVE_HEADER: f"dispatch-{job.request.priority}"}
+        )
 
     def _launch(self, job: Job, decision: Decision) -> None:
         attempt = decision.attempt
@@ -176,11 +196,11 @@ class Reconciler:
         self._stop(job, decision)
         self._say_done("failed", job, {"attempt": job.attempt, "error": decision.failure.to_json()})
 
-    def _set_alarm(self, job: Job) -> None:
+    def _set_alarm(self, job: Job, *, when: datetime | None = None) -> None:
         set_on, due_on = alarm_subjects(job.tenant, job.id)
         event = job_event("check", {}, tenant=job.tenant, job=job.id, extensions=job.extensions)
-        when = datetime.now(UTC) + timedelta(seconds=self._deps.settings.check_interval_s)
-        self._deps.bus.publish_at(event, set_on=set_on, due_on=due_on, when=when)
+        soon = datetime.now(UTC) + timedelta(seconds=self._deps.settings.check_interval_s)
+        self._deps.bus.publish_at(event, set_on=set_on, due_on=due_on, when=when or soon)
 
     def _say(self, name: str, job: Job, data: dict[str, Any], *, key: str) -> None:
         event = job_event(name, data, tenant=job.tenant, job=job.id, key=key, extensions=job.extensions)

@@ -28,6 +28,12 @@ OPTIONS = {
     "plan": "--attention --compile --gpu-memory --gpus --json --no-compile --nodes --num-frames --offload --size "
     "--weights-dtype",
     "doctor": "--json --nats-monitor",
+    "retry": "--json --nats --url",
+    "delete": "--json --nats --url",
+    "keys new": "--expires --file --json --note --scopes",
+    "keys list": "--file --json",
+    "keys revoke": "--file --json",
+    "nats-config": "--json --out",
     "dead list": "--json --nats --url",
     "dead show": "--json --nats --url",
     "dead redrive": "--json --nats --url",

@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from engine.adapters.bus import Bus
+from engine.adapters.history import REDRIVE_HEADER
 from engine.contract.artifact import encode
 from engine.contract.codec import encode_binary
 from engine.contract.events import Event
@@ -171,6 +172,39 @@ def test_an_alarm_without_a_place_rings_again_and_holds_nobody_up(
 
     due = ALARM.replace(JOB, other)
     wait_until(lambda: bus.read("CINEVENT_ALARMS", matching=due), what="the other job's alarm rings")
+
+
+def test_a_job_that_is_to_start_later_sleeps_as_an_alarm(
+    dispatches: list[Dispatch], settings: Settings, bus: Bus
+) -> None:
+    dispatch = a_dispatch(dispatches, settings, "sleep 60")
+    dispatch.accept(process_in_s=1)
+    early = dispatch.deps.history.get(TENANT, JOB)
+
+    wait_until(lambda: bus.read("CINEVENT_ALARMS", matching=ALARM), what="the alarm rings")
+
+    assert (early.stage, early.attempt) == ("queued", 0)
+    assert datetime.now(UTC) >= early.due_at
+    assert dispatch.look().attempt == 1
+
+
+def test_a_job_that_is_due_while_there_is_no_place_joins_the_queue_of_its_priority(
+    dispatches: list[Dispatch], settings: Settings, bus: Bus
+) -> None:
+    dispatch = a_dispatch(dispatches, settings, "sleep 60")
+    dispatch.accept()
+    other = "j" + "b" * 25
+    request = a_request(process_in_s=1, priority="low").to_json()
+    event = an_event("requested", time=datetime.now(UTC), job=other, request=request)
+    dispatch.deps.bus.publish(event)
+    wait_until(lambda: datetime.now(UTC) > dispatch.deps.history.get(TENANT, other).due_at)
+
+    assert dispatch.tell(an_event("check", job=other)) == 204
+
+    messages = bus.read("CINEVENT_JOBS", matching=f"cinevent.{TENANT}.{other}.requested.low")
+    assert [message.headers.get(REDRIVE_HEADER) for message in messages] == [None, "dispatch-low"]
+    assert dispatch.deps.history.get(TENANT, other).created_at == event.time
+    assert dispatch.tell(event) == 429
 
 
 def test_a_result_without_an_event_is_found_in_the_store(dispatches: list[Dispatch], settings: Settings) -> None:

@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import av
 import boto3
+import openai
 import pytest
 from standardwebhooks import Webhook
 
@@ -39,6 +41,31 @@ def test_a_request_becomes_a_video_and_a_signed_webhook(system: System, sink: Si
     [hook] = sink.received
     Webhook(system.addresses["webhook_secret"]).verify(hook.body, hook.headers)
     assert decode(hook.headers, hook.body).name == "completed"
+
+
+def test_the_openai_sdk_makes_and_reads_a_video_as_it_is(system: System, tmp_path: Path) -> None:
+    with (
+        openai.OpenAI(base_url=f"{system.addresses['submit']}/v1", api_key="none") as client,
+        warnings.catch_warnings(),
+    ):
+        # The SDK says of every call that OpenAI's own service has ended.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made = client.videos.create(
+            model="tiny-t2v", prompt="a kite", size="64x64", seconds="1", extra_body={"steps": 4, "fps": 8}
+        )
+        video = client.videos.poll(made.id)
+        listed = [each.id for each in client.videos.list(limit=5)]
+        client.videos.download_content(made.id).write_to_file(tmp_path / "video.mp4")
+        client.videos.download_content(made.id, variant="thumbnail").write_to_file(tmp_path / "poster.jpg")
+        deleted = client.videos.delete(made.id)
+
+    assert (made.status, video.status, video.progress, video.seconds) == ("queued", "completed", 100, "1")
+    assert made.id in listed
+    with av.open(tmp_path / "video.mp4") as opened:
+        assert opened.streams.video[0].frames == 9
+    assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    assert deleted.deleted
+    assert not (system.data / "store" / "default" / made.id / "a1" / "video.mp4").exists()
 
 
 def test_a_picture_becomes_a_video(system: System, tmp_path: Path) -> None:

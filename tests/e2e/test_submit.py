@@ -165,6 +165,7 @@ def test_the_list_has_the_newest_first_and_pages(http: FlaskClient) -> None:
 def test_cancel_is_accepted_while_the_job_is_open_and_refused_when_it_is_done(http: FlaskClient, bus: Bus) -> None:
     job = http.post(GENERATE, json=a_body()).json["id"]
 
+    bus.publish(an_event("started", job=job))
     open_answer = http.post(f"/api/v1/jobs/{job}/cancel")
     bus.publish(an_event("failed", job=job))
     done_answer = http.post(f"/api/v1/jobs/{job}/cancel")

@@ -74,6 +74,14 @@ def test_what_is_true_decides_what_is_done(
     assert act(a_job(*events), run, after_s=after_s) is expected
 
 
+def test_a_job_is_not_launched_before_it_is_due_and_its_deadline_counts_from_then() -> None:
+    job = replace(a_job(), request=a_request(process_in_s=100, deadline_s=30))
+
+    assert act(job, ABSENT, after_s=99) is Act.SCHEDULE
+    assert act(job, ABSENT, after_s=100) is Act.LAUNCH
+    assert act(job, ABSENT, after_s=131) is Act.FAIL
+
+
 def test_a_job_over_its_deadline_fails_wherever_it_is() -> None:
     job = replace(a_job("launched"), request=a_request(deadline_s=30))
 

@@ -12,6 +12,8 @@ OTHER = {
     "tenant": "team-1",
     "store_url": "s3://bucket/prefix",
     "models_url": "s3://bucket/prefix",
+    "oidc_issuer": "https://id.example.com",
+    "oidc_jwks_url": "https://id.example.com/keys",
     "engine_command": "python -m 'my engine'",
     "launcher": "pytorchjob",
     "max_gpus": 16,
