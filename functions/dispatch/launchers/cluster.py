@@ -31,8 +31,8 @@ from functions.dispatch.launchers.shared import Shared
 
 _LOG = logging.getLogger(__name__)
 KINDS = {kind.name: kind for kind in (PYTORCHJOB, INDEXEDJOB)}
-# A look at a run that changed this long ago is early enough, and a place that became free is taken within seconds. A hint
-# says that something changed just now: its run is looked at without lists.
+# A look at a run that changed this long ago is early enough, and a place that became free is taken within seconds. A
+# hint says that something changed just now: its run is looked at without lists.
 _LOOK_AGE_S = 5.0
 _FRESH_S = 2.0
 _RETRY_AFTER_S = 5.0
