@@ -37,20 +37,25 @@ def store(layers: torch.nn.Module) -> None:
             module.weight = torch.nn.Parameter(module.weight.to(torch.uint8), requires_grad=False)
 
 
-def values(stored: torch.Tensor) -> torch.Tensor:
-    """The numbers of a float8 matrix, in float32."""
-    return stored.view(_DTYPE).to(torch.float32).mul_(1 / _SCALE)
+def numbers(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix that `store` made, or any other parameter, as float32."""
+    if weight.dtype != torch.uint8:
+        return weight.to(torch.float32)
+    return weight.view(_DTYPE).to(torch.float32).mul_(1 / _SCALE)
 
 
-def write(stored: torch.Tensor, numbers: torch.Tensor, *, name: str) -> None:
-    """Write float32 numbers, which it may change, into a float8 matrix. Raises ValueError for one too large."""
-    largest = float(numbers.abs().max())
-    # Not clipped: a video would be worse for no reason that anybody sees. And a NaN is not less either.
+def write(weight: torch.Tensor, values: torch.Tensor) -> None:
+    """Put float32 values into such a matrix, or into any other parameter; the values may change.
+
+    Raises ValueError for one that is too large for float8.
+    """
+    if weight.dtype != torch.uint8:
+        weight.copy_(values)
+        return
+    largest = float(values.abs().max()) if values.numel() else 0.0
     if not largest <= _MAX:
-        raise ValueError(
-            f"{name} has a weight of {largest:g}; float8 holds up to {_MAX:g}: set CINEVENT_WEIGHTS_DTYPE=model"
-        )
-    stored.copy_(numbers.mul_(_SCALE).to(_DTYPE).view(torch.uint8))
+        raise ValueError(f"a weight of {largest:g} is too large: float8 holds up to {_MAX:g}")
+    weight.copy_(values.mul_(_SCALE).to(_DTYPE).view(torch.uint8))
 
 
 class Planner(DefaultLoadPlanner):
@@ -58,12 +63,16 @@ class Planner(DefaultLoadPlanner):
 
     def __init__(self) -> None:
         super().__init__()
-        self._problems: list[ValueError] = []
+        self._too_large: dict[str, float] = {}
 
     def check(self) -> None:
         """Raise ValueError if a weight was too large for float8."""
-        for problem in self._problems:
-            raise problem
+        # Not clipped: a video would be worse for no reason that anybody sees. Not raised where it is found: that is a
+        # thread of the reader's, which would keep it to itself.
+        for name, largest in self._too_large.items():
+            raise ValueError(
+                f"{name} has a weight of {largest:g}; float8 holds up to {_MAX:g}: set CINEVENT_WEIGHTS_DTYPE=model"
+            )
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """Where to read a slice to: for bytes a place beside them, in float32."""
@@ -75,8 +84,8 @@ class Planner(DefaultLoadPlanner):
         place = super().resolve_tensor(read_item)
         if place.dtype != torch.uint8:
             return
-        try:
-            write(place, tensor, name=read_item.dest_index.fqn)
-        except ValueError as problem:
-            # Kept for `check`: this is a thread of the reader's, which would keep it to itself.
-            self._problems.append(problem)
+        largest = float(tensor.abs().max())
+        # A NaN is not less either.
+        if not largest <= _MAX:
+            self._too_large[read_item.dest_index.fqn] = largest
+        place.copy_(tensor.mul_(_SCALE).to(_DTYPE).view(torch.uint8))

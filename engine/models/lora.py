@@ -92,26 +92,18 @@ def add(changes: Changes, expert: torch.nn.Module) -> None:
     parameters = dict(expert.named_parameters())
     for module, of_module in changes.items():
         weight, rows = _local(parameters[f"{module}.weight"])
-        is_float8 = weight.dtype == torch.uint8
-        total = float8.values(weight) if is_float8 else weight.to(torch.float32)
+        total = float8.numbers(weight)
         for change in of_module:
             up_or, down_ri = (part.to(weight.device, torch.float32) for part in (change.up_or[rows], change.down_ri))
             total += (change.scale * (up_or.flatten(1) @ down_ri.flatten(1))).view(total.shape)
-        if is_float8:
-            _write(weight, total, module)
-        else:
-            weight.copy_(total)
+        try:
+            float8.write(weight, total)
+        except ValueError as error:
+            raise _failed(f"{module} with its LoRAs: {error}; set CINEVENT_WEIGHTS_DTYPE=model") from error
         for change in of_module:
             if change.bias_o is not None:
                 bias, rows = _local(parameters[f"{module}.bias"])
                 bias += (change.scale * change.bias_o[rows].to(torch.float32)).to(bias.device, bias.dtype)
-
-
-def _write(weight: torch.Tensor, total: torch.Tensor, module: str) -> None:
-    try:
-        float8.write(weight, total, name=f"{module}.weight, changed by LoRAs,")
-    except ValueError as error:
-        raise _failed(str(error)) from error
 
 
 def _file(folder: Path, name: str, expert: str) -> Path | None:

@@ -23,7 +23,7 @@ from engine.contract.speed import Speed
 from engine.mesh import Ranks, divide
 from engine.models import wan
 from engine.stop import Stop
-from tests.engine.many_ranks import latents
+from tests.engine.many_ranks import OPTIONS, latents, with_option
 from tests.engine.ours import ALONE, a_video_request
 
 ROW, A14B = CATALOG["tiny-t2v"], CATALOG["wan2.2-t2v-a14b"]
@@ -244,3 +244,19 @@ def test_a_plan_that_is_ready_says_who_computes_attention(ranks: Ranks) -> None:
     plan = replace(ALONE, speed=Speed(offload="always"))
 
     assert speed.ready(plan, ROW, ranks.device) == replace(plan, speed=replace(plan.speed, attention="native"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_a_request_go_with_every_choice(models: Path, ranks: Ranks, option: str) -> None:
+    """A LoRA is added before weights are stored and moved; steps that reuse others leave layers out, not hooks."""
+
+    def with_choices(**chosen: Any) -> torch.Tensor:
+        return with_option(option, models, ranks, plan=replace(ALONE, speed=Speed(**chosen)))
+
+    plain = with_choices()
+    assert torch.equal(with_choices(offload="always"), plain)
+    near = with_choices(weights_dtype="float8")
+    assert 0 < error(near, plain) < 2 * FLOAT8
+    assert torch.equal(with_choices(weights_dtype="float8", offload="always"), near)
+    if option == "magcache":
+        assert error(with_choices(compile=True), plain) < COMPILED
