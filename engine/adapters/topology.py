@@ -91,6 +91,9 @@ def stream_config(stream: Stream, replicas: int) -> Any:
         storage=StorageType.FILE,
         max_age=stream.max_age_s,
         max_msgs_per_subject=stream.max_per_subject,
+        duplicate_window=stream.duplicate_window_s,
+        # Many messages in one synced write (NATS ADR-50).
+        allow_atomic=True,
         num_replicas=replicas,
         allow_direct=True,
         allow_msg_schedules=stream.schedules or None,

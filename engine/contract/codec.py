@@ -9,7 +9,7 @@ them: it would invent a missing id, and with it a second job.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
@@ -22,6 +22,7 @@ from engine.contract.errors import BadEvent, Problem
 from engine.contract.events import Event
 
 STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
 _JSON_TYPE = re.compile(r"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _REQUIRED = ("specversion", "id", "source", "type")
 _KNOWN = (*_REQUIRED, "time", "subject", "dataschema", "datacontenttype")
@@ -45,6 +46,22 @@ def encode_binary(event: Event) -> tuple[dict[str, str], bytes]:
     """HTTP binary mode: (headers, body)."""
     message = to_binary_event(_to_sdk(event))
     return dict(message.headers), message.body
+
+
+def encode_batch(events: Iterable[Event]) -> tuple[dict[str, str], bytes]:
+    """HTTP batched mode: (headers, body)."""
+    return {"content-type": BATCH}, b"[" + b",".join(encode(event)[1] for event in events) + b"]"
+
+
+def decode_batch(headers: Mapping[str, str], body: bytes) -> list[Event]:
+    """The events of a batch, or the one of a message in another form. Raises BadEvent."""
+    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    if not content_type.strip().lower().startswith("application/cloudevents-batch"):
+        return [decode(headers, body)]
+    events = loads(body)
+    if not isinstance(events, list):
+        _refuse("", "type", "a batch of CloudEvents is a JSON array")
+    return [_from_attributes(attributes) for attributes in events]
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Event:
@@ -94,7 +111,10 @@ def _to_sdk(event: Event) -> CloudEvent:
 
 
 def _from_structured(body: bytes) -> Event:
-    attributes = loads(body)
+    return _from_attributes(loads(body))
+
+
+def _from_attributes(attributes: Any) -> Event:
     if not isinstance(attributes, dict):
         _refuse("", "type", "a CloudEvent in structured mode is a JSON object")
     if "data_base64" in attributes:
