@@ -133,6 +133,9 @@ class Source:
 
     async def _work(self) -> None:
         await self._ensure()
+        if self._is_stopping:
+            # nats-py waits in a way that can lose a cancellation (asyncio.wait_for, before Python 3.12).
+            return
         _LOG.info("pulling source=%s consumers=%s", self._name, ",".join(self._pullers))
         async with asyncio.TaskGroup() as group:
             for puller in self._pullers.values():

@@ -27,7 +27,7 @@ from engine.contract.delivery import (
 )
 from engine.contract.endpoint import Endpoint
 from engine.contract.errors import Conflict, NotFound
-from engine.contract.events import OUTCOMES, Event, job_subjects
+from engine.contract.events import Event, job_subjects
 from engine.contract.request import Webhook
 from engine.contract.streams import (
     dead_subject,
@@ -133,20 +133,26 @@ class Deliveries:
                 return Page(records=found[:limit], cursor=found[limit - 1].sequence)
         return Page(records=found, cursor=None)
 
-    def replay(self, tenant: str, delivery: str, *, form: str) -> Delivery:
-        """Send a delivery again, whatever became of it: the same id, a new round. Raises NotFound, Conflict."""
-        return self._replay(self.attempts(tenant, delivery)[-1], form=form)
+    def replay(self, record: Record, *, form: str) -> None:
+        """Send a delivery again, whatever became of it: the same id, a new round. Raises Conflict."""
+        if not self._replay([record], form=form):
+            message = (
+                f"the event {record.data['event_id']} is not in the log any more, or is not one that is sent again"
+            )
+            raise Conflict(message)
 
     def recover(self, tenant: str, endpoint: Endpoint, *, since: datetime) -> int:
         """Send again what failed at this endpoint since then, up to 10,000 deliveries; returns how many."""
-        num = 0
+        failed: list[Record] = []
         for record in self._newest(tenant, endpoint.name, before=None):
-            if record.time < since or num >= RECOVER_MAX:
+            if record.time < since or len(failed) >= RECOVER_MAX:
                 break
-            if record.data["state"] == State.FAILED and record.data["job"] != TEST_JOB:
-                self._replay(record, form=endpoint.format)
-                num += 1
-        return num
+            if record.data["state"] == State.FAILED:
+                failed.append(record)
+        return sum(
+            self._replay(failed[start : start + _FILTERS], form=endpoint.format)
+            for start in range(0, len(failed), _FILTERS)
+        )
 
     def test(self, endpoint: Endpoint) -> Delivery:
         """Send an event that says nothing to an endpoint."""
@@ -189,21 +195,20 @@ class Deliveries:
         headers, body = encode_nats(event)
         self._bus.publish_bytes(status_subject(event.data["tenant"], event.data["endpoint"]), headers, body)
 
-    def _replay(self, record: Record, *, form: str) -> Delivery:
-        data = record.data
-        tenant, job = data["tenant"], data["job"]
-        event = next((e for e in self._outcomes(tenant, job) if e.id == data["event_id"]), None)
-        if event is None:
-            message = f"the event {data['event_id']} is not in the log any more, or is not one that is sent again"
-            raise Conflict(message)
-        delivery = deliver(event, job=job, endpoint=data["endpoint"], url=data["url"], form=form)
-        delivery = replace(delivery, round=uuid4().hex)
-        self.queue([delivery])
-        return delivery
-
-    def _outcomes(self, tenant: str, job: str) -> Iterator[Event]:
-        events = _events(self._bus.last("CINEVENT_JOBS", [f"cinevent.{tenant}.{job}.done.*"]))
-        return (event for event in events if event.name in OUTCOMES)
+    def _replay(self, records: Sequence[Record], *, form: str) -> int:
+        """Queue these again whose events the log still has; returns how many."""
+        filters = [f"cinevent.{r.data['tenant']}.{r.data['job']}.done.*" for r in records]
+        events = {event.id: event for event in _events(self._last("CINEVENT_JOBS", list(dict.fromkeys(filters))))}
+        again = [
+            replace(
+                deliver(event, job=data["job"], endpoint=data["endpoint"], url=data["url"], form=form),
+                round=uuid4().hex,
+            )
+            for data in (record.data for record in records)
+            if (event := events.get(data["event_id"]))
+        ]
+        self.queue(again)
+        return len(again)
 
     def _newest(self, tenant: str, endpoint: str, *, before: int | None) -> Iterator[Record]:
         """The last attempt of each delivery, the newest first. Walks back from the end in growing windows."""

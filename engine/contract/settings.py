@@ -89,6 +89,9 @@ class Settings:
     webhook_time_scale: float = _env(
         1.0, "All waits between the attempts of a delivery are multiplied by it: for tests, which have no three days."
     )
+    webhook_disable_after_s: float = _env(
+        432_000.0, "A standing endpoint that did nothing but fail for this long, five days, is disabled."
+    )
     webhook_allow: str = _env(
         "",
         "Networks and host names that webhooks may reach although they are private, on any port, separated by commas,"
@@ -157,6 +160,7 @@ def _rules(settings: Settings) -> list[Problem]:
         "webhook_timeout_s",
         "webhook_patience_s",
         "webhook_time_scale",
+        "webhook_disable_after_s",
         "attempt",
     )
     problems = [

@@ -25,7 +25,6 @@ _MARGIN_S = 15.0
 # An endpoint that fails this often in a row, or at this attempt of one delivery, is not merely busy.
 _FAILING_AT = 5
 _GONE = 410
-_DISABLE_AFTER = timedelta(days=5)
 # News of progress that were sent last, for jobs that run at the moment.
 _SENT_MAX = 10_000
 
@@ -40,7 +39,7 @@ class PostOffice:
         self._deliveries = deliveries
         self._directory = directory
         self._keys = tuple(keys)
-        self._disable_after = _DISABLE_AFTER * settings.webhook_time_scale
+        self._disable_after = timedelta(seconds=settings.webhook_disable_after_s)
         self._courier = Courier(terms, late=self._settle_late)
         self._sent: OrderedDict[str, str] = OrderedDict()
         """The id of the last news that each delivery of progress took."""

@@ -5,13 +5,14 @@ reply event); its job is in `Location`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import UnsupportedMediaType
 from werkzeug.wsgi import wrap_file
 
+from engine.adapters.deliveries import Deliveries
 from engine.contract.codec import is_event, loads
 from engine.contract.errors import Conflict, Invalid, NotFound
 from engine.contract.events import Event, rivals
@@ -19,6 +20,7 @@ from engine.contract.job import Job, State, fold, is_id
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
 from functions.submit import handler, uploads
+from functions.submit.webhooks import Webhooks
 from functions.web import empty, log_to_stderr, make_app, problem, read_event
 
 # With the answer itself, under the second in which a caller wants to know that the log is away.
@@ -33,12 +35,14 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
 
 
 def make(deps: Deps) -> Flask:
-    """The app over these clients."""
+    """The app over these clients. Raises Invalid."""
     app = make_app("submit", ping=deps.ping)
     app.extensions["deps"] = deps
+    webhooks = Webhooks(deps.settings, Deliveries(deps.bus))
+    generate = partial(_generate, check=webhooks.check)
     rules = (
-        ("POST", "/", _generate),
-        ("POST", "/api/v1/generate", _generate),
+        ("POST", "/", generate),
+        ("POST", "/api/v1/generate", generate),
         ("GET", "/api/v1/jobs", _list),
         ("GET", "/api/v1/jobs/<job>", _get),
         ("POST", "/api/v1/jobs/<job>/cancel", _cancel),
@@ -47,11 +51,13 @@ def make(deps: Deps) -> Flask:
     )
     for method, path, view in rules:
         app.add_url_rule(path, endpoint=f"{method} {path}", view_func=partial(view, deps), methods=[method])
+    webhooks.add_to(app)
     return app
 
 
-def _generate(deps: Deps) -> Response:
+def _generate(deps: Deps, *, check: Callable[[Event], None]) -> Response:
     event = _requested(deps)
+    check(event)
     if missing := uploads.missing(deps, event):
         return _without_upload(deps, event, missing)
     try:

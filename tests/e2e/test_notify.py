@@ -196,6 +196,34 @@ def test_a_standing_endpoint_that_is_gone_is_disabled_until_somebody_enables_it(
     assert len(sink.received) == 1
 
 
+def test_a_standing_endpoint_that_does_nothing_but_fail_is_disabled_in_the_end(
+    bus: Bus, sink: Sink, settings: Settings, tmp_path: Path
+) -> None:
+    sink.answer = lambda _: (500, {})
+    file = endpoints_file(tmp_path / "e.yaml", {"url": sink.url})
+    job = accept_quietly(bus, 1)
+    settings = hook_settings(settings, webhook_endpoints=file, webhook_time_scale=1e-5, webhook_disable_after_s=0.1)
+    with notify_system(settings):
+        bus.publish(ended(job))
+        wait_until(lambda: records(bus, job) and records(bus, job)[-1].data["state"] == "failed")
+
+    status = Deliveries(bus).statuses()[TENANT, "shop-0"]
+    assert status["state"] == "disabled"
+    assert status["why"].startswith("nothing but failures since ")
+
+
+def test_a_failing_endpoint_that_works_again_is_healthy(
+    bus: Bus, sink: Sink, settings: Settings, tmp_path: Path
+) -> None:
+    sink.answer = in_turn(*[(500, {})] * 6, (204, {}))
+    file = endpoints_file(tmp_path / "e.yaml", {"url": sink.url})
+    job = accept_quietly(bus, 1)
+    with notify_system(hook_settings(settings, webhook_endpoints=file, webhook_time_scale=1e-9)):
+        bus.publish(ended(job))
+        wait_until(lambda: records(bus, job) and records(bus, job)[-1].data["state"] == "delivered")
+        wait_until(lambda: Deliveries(bus).statuses()[TENANT, "shop-0"]["state"] == "healthy")
+
+
 def test_an_absent_endpoint_is_tried_again(bus: Bus, settings: Settings) -> None:
     job = accept(bus, f"http://127.0.0.1:{free_port()}/")
     with notify_system(hook_settings(settings)):
