@@ -20,7 +20,7 @@ from engine.contract.settings import Settings, env_name
 
 _LOG = logging.getLogger(__name__)
 # A change of the file is seen, and another process's word about an endpoint is heard, within this time.
-_FRESH_S = 5.0
+_FRESH_S = 1.0
 HEALTHY, FAILING, DISABLED = "healthy", "failing", "disabled"
 
 

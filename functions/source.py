@@ -20,7 +20,7 @@ import nats.errors
 
 from engine.adapters.dead import CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, TRIES_HEADER
 from engine.adapters.history import REDRIVE_HEADER
-from engine.adapters.topology import ACK_WAIT_S, connect, ensure
+from engine.adapters.topology import connect, ensure
 from engine.contract.codec import decode
 from engine.contract.errors import BadEvent, Invalid
 from engine.contract.events import Event
@@ -65,7 +65,7 @@ async def _until_signal(kind: SourceKind, settings: Settings, target: Target) ->
 
 
 async def run(
-    kind: SourceKind, settings: Settings, target: Target, *, stop: asyncio.Event, beat_s: float = ACK_WAIT_S / 3
+    kind: SourceKind, settings: Settings, target: Target, *, stop: asyncio.Event, beat_s: float | None = None
 ) -> None:
     """Deliver until `stop` is set; then finish what is on its way, for at most 25 s, and give the rest back."""
     sink = Sink(target)
@@ -78,7 +78,7 @@ async def run(
                 connecting.cancel()
                 break
             client = connecting.result()
-            await Source(kind, client, post=sink.post, replicas=settings.nats_replicas, beat_s=beat_s).run(stop)
+            await Source(kind, client, settings, post=sink.post, beat_s=beat_s or settings.ack_wait_s / 3).run(stop)
             # A server that is gone cannot be told goodbye.
             with suppress(*_NATS_ERRORS):
                 await client.close()
@@ -100,16 +100,16 @@ class Source:
         self,
         kind: SourceKind,
         client: Any,
+        settings: Settings,
         *,
         post: Callable[[Sequence[Event]], Awaitable[Answer]],
-        replicas: int,
         beat_s: float,
     ) -> None:
         self._name = kind.name
         self._client = client
         self._js = client.jetstream(timeout=_CONFIRM_S)
         self._post = post
-        self._replicas = replicas
+        self._settings = settings
         self._beat_s = beat_s
         self._pullers = {
             name: Puller(client, Hand(CONSUMERS[name]), take=self._take, repair=self._repair) for name in kind.consumers
@@ -285,7 +285,7 @@ class Source:
 
     async def _ensure(self) -> None:
         with suppress(*_NATS_ERRORS):
-            await ensure(self._js, replicas=self._replicas)
+            await ensure(self._js, self._settings)
 
     async def _finish(self) -> None:
         """Take nothing more, give back what was not posted, and wait for the answers that are due."""

@@ -230,7 +230,7 @@ class Bus:
 
     async def _ensure(self) -> None:
         if not self._is_client:
-            await ensure(self._js, replicas=self._settings.nats_replicas)
+            await ensure(self._js, self._settings)
 
     async def _disconnect(self) -> None:
         if self._nc is not None:

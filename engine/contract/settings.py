@@ -32,6 +32,11 @@ class Settings:
     nats_url: str = _env("nats://127.0.0.1:4222", "NATS servers, separated by commas.")
     nats_creds: str = _env("", "File with NATS credentials; empty: none.")
     nats_replicas: int = _env(1, "Copies of each stream; 3 where NATS runs in three zones.")
+    ack_wait_s: float = _env(
+        30.0,
+        "Seconds after which the messages of a source that died are given to another; a living one says every third of"
+        " it that it still has them.",
+    )
     store_url: str = _env(
         "file:.cinevent/store",
         "Where artifacts go: file:DIRECTORY, or s3://BUCKET/PREFIX (credentials as boto3 finds them).",
@@ -152,6 +157,7 @@ _PARSERS: dict[type, Any] = {str: str, int: int, float: float}
 def _rules(settings: Settings) -> list[Problem]:
     positive = (
         "nats_replicas",
+        "ack_wait_s",
         "num_nodes",
         "num_processes",
         "max_runs",

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def test_an_event_is_not_delivered_twice_because_its_answer_takes_long(
         return 204, {}
 
     async def shorten(js: Any) -> None:
-        config = replace(consumer_config(CONSUMERS["dispatch-cancel"]), ack_wait=ack_wait_s)
+        config = consumer_config(CONSUMERS["dispatch-cancel"], ack_wait_s=ack_wait_s)
         await js.add_consumer("CINEVENT_JOBS", config)
 
     async def num_deliveries(js: Any) -> int:
