@@ -22,6 +22,7 @@ from functions.notify.courier import Comeback, Courier, Parcel, Result, Slow, Te
 
 # After an attempt's time limit, before its alarm: what it takes to write down how it ended.
 _MARGIN_S = 15.0
+_MARGIN_MIN_S = 1.0
 # An endpoint that fails this often in a row, or at this attempt of one delivery, is not merely busy.
 _FAILING_AT = 5
 _GONE = 410
@@ -39,6 +40,7 @@ class PostOffice:
         self._deliveries = deliveries
         self._directory = directory
         self._keys = tuple(keys)
+        self._lease_s = settings.webhook_timeout_s + max(_MARGIN_MIN_S, _MARGIN_S * settings.webhook_time_scale)
         self._disable_after = timedelta(seconds=settings.webhook_disable_after_s)
         self._courier = Courier(terms, late=self._settle_late)
         self._sent: OrderedDict[str, str] = OrderedDict()
@@ -69,7 +71,7 @@ class PostOffice:
         parcels, refused = self._addressed(waiting)
         results = list(zip(parcels, self._courier.carry(parcels) if parcels else [], strict=True))
         now = datetime.now(UTC)
-        self._deliveries.postpone(_postponed(results, now=now, lease_s=self._settings.webhook_timeout_s + _MARGIN_S))
+        self._deliveries.postpone(_postponed(results, now=now, lease_s=self._lease_s))
         heard = [(parcel, result) for parcel, result in results if isinstance(result, Said)]
         self._deliveries.settle([*refused, *(self._outcome(parcel, said, now) for parcel, said in heard)])
         for parcel, said in heard:

@@ -1,4 +1,7 @@
-"""Webhooks while everything fails: nothing is lost, and nothing comes twice without a kill. Full size: bench/notify_faults.py."""
+"""Webhooks while everything fails: nothing is lost, and nothing comes twice without a kill.
+
+bench/notify_faults.py is the same at full size.
+"""
 
 from pathlib import Path
 
