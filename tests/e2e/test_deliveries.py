@@ -1,7 +1,10 @@
 """Deliveries and endpoints as users see them: over HTTP at submit, and with `cinevent webhooks`."""
 
 import json
+import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +16,14 @@ import urllib3
 from werkzeug.serving import make_server
 
 from engine.adapters.bus import Bus
+from engine.contract.delivery import event_bytes
 from engine.contract.settings import Settings
+from engine.contract.signature import read_private_key, read_secret, sign
 from functions.cli import main
 from functions.deps import open_deps
 from functions.submit.app import make
 from tests.e2e.hooks import (
+    OTHER_SECRET,
     SECRET,
     SIGNING_KEY,
     accept,
@@ -29,8 +35,10 @@ from tests.e2e.hooks import (
     notify_system,
     records,
 )
-from tests.make import a_body
-from tests.servers import Sink, wait_until
+from tests.make import a_body, an_event
+from tests.servers import Sink, accepts, child, free_port, wait_until
+
+WEBHOOKS = Path(__file__).parents[2] / "docs" / "webhooks.md"
 
 
 @dataclass
@@ -216,3 +224,26 @@ def test_an_event_of_a_job_of_before_is_not_sent_twice_to_a_request_s_own_addres
 
     assert status == 202
     assert [got.path for got in api.sink.received].count("/own") == 2
+
+
+def test_the_recipe_for_receivers_takes_an_event_once_and_nothing_forged(tmp_path: Path) -> None:
+    found = re.search(r"<!-- test: recipe -->\n```python\n(.*?)```", WEBHOOKS.read_text(), re.DOTALL)
+    assert found
+    port = free_port()
+    program = found[1].replace("port=9000", f"port={port}").replace('"seen.db"', repr(str(tmp_path / "seen.db")))
+    body = event_bytes(an_event("completed"), form="structured")[1]
+
+    def post(secret: str, *, age_s: int = 0, of: bytes = body) -> int:
+        keys = [read_secret(secret, ""), read_private_key(SIGNING_KEY, "")]
+        headers = sign(body, webhook_id="id-1", timestamp=int(time.time()) - age_s, keys=keys)
+        return urllib3.request("POST", f"http://127.0.0.1:{port}/hook", body=of, headers=headers, retries=False).status
+
+    env = {"WEBHOOK_SECRETS": f"{SECRET},{OTHER_SECRET}"}
+    with child([sys.executable, "-c", program], env=env, log=tmp_path / "receiver") as receiver:
+        wait_until(lambda: accepts(port), what="the receiver listens")
+        assert [post(SECRET), post(OTHER_SECRET), post(SECRET)] == [204, 204, 204]
+        assert post("whsec_" + "A" * 32) == 401
+        assert post(SECRET, of=body.replace(b"completed", b"cancelled")) == 401
+        assert post(SECRET, age_s=1000) == 400
+
+    assert receiver.log.read_text().count("io.cinevent.job.completed.v1") == 1
