@@ -43,6 +43,7 @@ def accept(call: Call, event: Event) -> tuple[Job | None, bool]:
     Raises Invalid (the picture is missing), TooMany, Unavailable.
     """
     try:
+        call.mail.check(event)
         uploads.check(call, event)
         check_limits(call)
     except (Invalid, TooMany) as error:

@@ -14,6 +14,9 @@ OTHER = {
     "oidc_issuer": "https://id.example.com",
     "oidc_jwks_url": "https://id.example.com/keys",
     "engine_command": "python -m 'my engine'",
+    "webhook_allow": "127.0.0.0/8,localhost",
+    "webhook_deny": "203.0.113.0/24",
+    "webhook_ports": "443,8443",
 }
 """Values beside the defaults for the fields that not any text or number fits."""
 
@@ -68,6 +71,8 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_GPU_MEMORY_GIB", "nan", "range"),
         ("CINEVENT_CHECKPOINT_INTERVAL_S", "-1", "range"),
         ("CINEVENT_WEBHOOK_TIMEOUT_S", "60", "maximum"),
+        ("CINEVENT_WEBHOOK_PATIENCE_S", "60", "maximum"),
+        ("CINEVENT_WEBHOOK_TIME_SCALE", "0", "positive"),
         ("CINEVENT_TENANT", "Team", "tenant"),
         ("CINEVENT_TENANT", "dead", "tenant"),
         ("CINEVENT_STORE_URL", "/var/store", "scheme"),
