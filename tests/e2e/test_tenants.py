@@ -64,10 +64,10 @@ def test_without_a_key_nobody_is_let_in(door: Door, keys: Path) -> None:
     assert http.get("/healthz").status_code == 200
 
 
-def test_every_route_wants_a_key(door: Door, keys: Path) -> None:
+def test_every_route_but_the_documents_wants_a_key(door: Door, keys: Path) -> None:
     a_key(keys, "acme")
     http = a_gated(door, keys)
-    filled = [(route.method, route.path.replace("<", "").replace(">", "")) for route in ROUTES]
+    filled = [(each.method, each.path.replace("<", "").replace(">", "")) for each in ROUTES if each.scope]
 
     assert {http.open(path, method=method).status_code for method, path in filled} == {401}
 
