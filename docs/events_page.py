@@ -30,7 +30,7 @@ _MEANING = {
     "guidance_scale": "how closely it follows the prompt",
     "guidance_scale_2": "the same, of the low-noise expert; `guidance_scale` is then of the other",
     "flow_shift": "where on the noise schedule the steps lie",
-    "image": "name of an upload: the picture that the video starts from",
+    "image": "the picture that the video starts from: the name of an upload, or an `https://` address to fetch it from",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
     "crf": "how much the mp4 may lose: less is finer and larger",
 }
