@@ -40,6 +40,7 @@ _ATTEMPT_S = 2.0
 _RETRY_AFTER_S = 2.0
 # The server refuses a batched read of more subjects than this (nats-server, direct get).
 _READ_BATCH = 1000
+_FIRST_TIME, _LAST_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 # Live events that a slow reader may be behind; beyond it the oldest are dropped, the log still has them.
 _LISTEN_LIMIT = 10_000
 
@@ -414,7 +415,9 @@ class Bus:
 
 
 def _rfc3339(when: datetime) -> str:
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime, which writes the year 8 as "8"; and the server counts nanoseconds since 1970 in 64 bits.
+    within = min(max(when.astimezone(UTC), _FIRST_TIME), _LAST_TIME)
+    return within.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _message(answer: Any, headers: dict[str, str]) -> Message:

@@ -60,6 +60,7 @@ def accept(call: Call, event: Event) -> tuple[Job | None, bool]:
 def _batch(call: Call) -> Response:
     """All events of a batch, or none of them: a rule is broken before anything is written."""
     now = datetime.now(UTC)
+    handler.key_of(request.headers.get("Idempotency-Key"))
     given = [_with_upload(call, event) for event in decode_batch(dict(request.headers), read_body())]
     events = handler.from_batch(given, tenant=call.tenant, now=now)
     jobs = []
@@ -91,9 +92,9 @@ def _known(call: Call, event: Event, refusal: Invalid | TooMany) -> tuple[Job | 
 def _requested(call: Call) -> Event:
     """The event to publish for the current request. Raises Invalid."""
     now = datetime.now(UTC)
+    key = handler.key_of(request.headers.get("Idempotency-Key"))
     if is_event(dict(request.headers)):
         return handler.from_event(_with_upload(call, read_event()), tenant=call.tenant, now=now)
-    key = request.headers.get("Idempotency-Key")
     data = with_upload(call, _body(call))
     return handler.from_json(data, tenant=call.tenant, key=key, extensions=trace(), now=now)
 

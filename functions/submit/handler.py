@@ -24,11 +24,16 @@ _METADATA = "metadata."
 
 def from_json(data: Any, *, tenant: str, key: str | None, extensions: Mapping[str, str], now: datetime) -> Event:
     """The `requested` event for a JSON body; the same idempotency key names the same job. Raises Invalid."""
-    if key is not None and not (0 < len(key) <= _KEY_MAX_CHARACTERS and key.isprintable()):
-        message = f"allowed: 1 to {_KEY_MAX_CHARACTERS} printable characters"
-        raise Invalid(Problem(pointer="/Idempotency-Key", rule="length", message=message))
     job = new_id() if key is None else derived_id(tenant, "key", key)
     return _requested(data, tenant=tenant, job=job, extensions=extensions, now=now)
+
+
+def key_of(text: str | None) -> str | None:
+    """The idempotency key in a header; an event needs none, but a bad one is a mistake there, too. Raises Invalid."""
+    if text is not None and not (0 < len(text) <= _KEY_MAX_CHARACTERS and text.isprintable()):
+        message = f"allowed: 1 to {_KEY_MAX_CHARACTERS} printable characters"
+        raise Invalid(Problem(pointer="/Idempotency-Key", rule="length", message=message))
+    return text
 
 
 def from_event(event: Event, *, tenant: str, now: datetime) -> Event:

@@ -39,7 +39,7 @@ _PARAMS = {"width": "size", "height": "size", "num_frames": "seconds", "image": 
 def create(call: Call) -> Response:
     """Ask for a video."""
     data = _to_request(_given(call))
-    key = request.headers.get("Idempotency-Key")
+    key = handler.key_of(request.headers.get("Idempotency-Key"))
     event = handler.from_json(
         with_upload(call, data), tenant=call.tenant, key=key, extensions=trace(), now=datetime.now(UTC)
     )

@@ -85,6 +85,18 @@ def test_an_id_of_a_batch_that_was_used_for_another_request_is_named(door: Door)
     assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "/0/id")
 
 
+def test_a_bad_key_is_a_mistake_beside_an_event_too(door: Door) -> None:
+    key = {"Idempotency-Key": ""}
+    kinds = {BATCH: [an_event(1)], "application/cloudevents+json": an_event(1), "application/json": a_body()}
+
+    answers = [
+        door.http.post("/", data=json.dumps(body), content_type=kind, headers=key) for kind, body in kinds.items()
+    ]
+
+    assert [answer.json["errors"][0]["pointer"] for answer in answers] == ["/Idempotency-Key"] * 3
+    assert jobs(door) == []
+
+
 def test_a_form_brings_its_picture_along(door: Door) -> None:
     body = json.dumps(a_body(model="tiny-i2v"))
 

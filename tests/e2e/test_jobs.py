@@ -115,6 +115,18 @@ def test_pages_of_a_filtered_list_follow_each_other_to_the_end(door: Door) -> No
     assert found == jobs[1::2][::-1]
 
 
+@pytest.mark.parametrize("when", ["0008-01-01T00:00:00Z", "1969-12-31T00:00:00Z", "9999-01-01T00:00:00Z"])
+def test_a_list_may_name_any_time(door: Door, when: str) -> None:
+    """The log's server counts nanoseconds from 1970, and refused such times as malformed."""
+    job = door.submit()
+
+    before, after = (door.http.get(f"/api/v1/jobs?created_{side}={when}") for side in ("before", "after"))
+
+    is_late = when > "2026"
+    assert [job["id"] for job in before.json["jobs"]] == ([job] if is_late else [])
+    assert [job["id"] for job in after.json["jobs"]] == ([] if is_late else [job])
+
+
 @pytest.mark.parametrize(
     ("query", "pointer"),
     [
