@@ -12,8 +12,7 @@ from flask import Response, jsonify, request
 from engine.adapters.deliveries import Record
 from engine.contract.codec import loads
 from engine.contract.delivery import State
-from engine.contract.errors import Conflict, Invalid, NotFound, Problem
-from engine.contract.job import is_id
+from engine.contract.errors import Conflict, Invalid, Problem
 from functions.directory import HEALTHY
 from functions.submit.handler import cursor_of, limit_of
 from functions.submit.route import Answer, Call, Parameter, Route, ref
@@ -25,9 +24,8 @@ _ATTEMPT = ("number", "state", "status", "ms", "error", "answer", "next_at", "wh
 
 def of_job(call: Call, job: str) -> Response:
     """Every delivery of a job, each with its attempts."""
-    if not is_id(job):
-        raise NotFound(f"there is no job {job[:40]}")
-    return jsonify(deliveries=_grouped(call.mail.deliveries.of_job(call.tenant, job)))
+    found = call.find(job)
+    return jsonify(deliveries=_grouped(call.mail.deliveries.of_job(found.tenant, found.id)))
 
 
 def page(call: Call) -> Response:
