@@ -8,12 +8,13 @@ from typing import Any
 from docs.examples import EXAMPLES, JOB, REQUEST, TENANT
 from docs.markdown import code, table
 from engine.contract.codec import encode_binary, encode_nats
+from engine.contract.delivery import MAX_TRIES
 from engine.contract.errors import JOB_ERRORS
 from engine.contract.events import EVENTS, REQUEST_TYPE, TYPE_PREFIX, TYPE_SUFFIX, Event, job_event, subject
 from engine.contract.models import CATALOG
 from engine.contract.request import OPTIONS, parse, schema
 from engine.contract.schemas import published, validate
-from engine.contract.streams import CONSUMERS, STREAMS
+from engine.contract.streams import STREAMS
 from engine.contract.upload import EXTENSIONS, NAME_MAX_CHARACTERS, UPLOAD_MAX_BYTES, UPLOAD_MAX_PIXELS
 
 _AT = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -29,7 +30,7 @@ _MEANING = {
     "guidance_scale": "how closely it follows the prompt",
     "guidance_scale_2": "the same, of the low-noise expert; `guidance_scale` is then of the other",
     "flow_shift": "where on the noise schedule the steps lie",
-    "image": "name of an upload: the picture that the video starts from",
+    "image": "the picture that the video starts from: the name of an upload, or an `https://` address to fetch it from",
     "seed": "the same request with the same seed gives the same video; default: taken from the job's id",
     "crf": "how much the mp4 may lose: less is finer and larger",
     "sampler": "how a step follows from those before",
@@ -43,7 +44,8 @@ _OPTION_MEANING = {
     "deadline_s": "seconds from when it may start (at once, unless the next two say otherwise) to the end",
     "process_at": "not before this time (RFC 3339), up to seven days from now",
     "process_in_s": "or not before so many seconds after it was accepted",
-    "webhook": "where to tell the outcome: a `url` (http or https), and `events` unless all three",
+    "webhook": "where to tell the outcome: a `url` (http or https), and `events`: of `completed`, `failed`, `cancelled`"
+    " and `progress`, the first three unless it says which",
     "metadata": "your own labels, given back with the job: up to 16 texts of 256 characters, under names of up to 64",
 }
 _PAGE = """\
@@ -134,7 +136,8 @@ is the event's `id`.
   for two parts say them, and `progress` is a stream of its own. Ignore an `attempt` below one that you have seen.
 - **Progress** never falls within an attempt. The last {progress_kept} of a job are kept for {progress_days} day, all
   other events for {days} days.
-- **Webhooks** are tried up to {tries} times, until the answer is 2xx; 410 ends it.
+- **Webhooks** are tried up to {tries} times in three days, until the answer is 2xx; 410 ends it.
+  [webhooks.md](webhooks.md) has the rest.
 
 _Made from engine/contract by `make docs`._
 """
@@ -162,7 +165,7 @@ def events_page() -> str:
         progress_kept=progress.max_per_subject,
         progress_days=_days(progress.max_age_s),
         days=_days(_STREAMS["CINEVENT_JOBS"].max_age_s),
-        tries=CONSUMERS["notify-done"].tries,
+        tries=MAX_TRIES,
     )
 
 

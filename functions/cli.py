@@ -20,7 +20,7 @@ from engine.contract.errors import CineventError
 from engine.contract.models import CATALOG
 from engine.contract.request import PRIORITIES
 from engine.contract.settings import Settings
-from functions import admin, local, planning
+from functions import admin, local, planning, webhooks
 from functions.client import Client
 from functions.doctor import report as doctor
 from functions.watch import watch
@@ -93,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     planning.add(commands)
     doctor.add(commands)
     admin.add(commands)
+    webhooks.add(commands)
     _add_dead(commands)
     return parser
 

@@ -92,6 +92,30 @@ class Client:
             part.unlink(missing_ok=True)
         return target.stat().st_size
 
+    def deliveries(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Deliveries, the newest first: {"deliveries": [...], "next_cursor": ...}."""
+        return self._call("GET", "/api/v1/deliveries", fields=dict(query))
+
+    def deliveries_of(self, job: str) -> dict[str, Any]:
+        """The deliveries of a job: {"deliveries": [...]}."""
+        return self._call("GET", f"/api/v1/jobs/{job}/deliveries")
+
+    def delivery(self, delivery: str) -> dict[str, Any]:
+        """One delivery with its attempts."""
+        return self._call("GET", f"/api/v1/deliveries/{delivery}")
+
+    def replay(self, delivery: str) -> dict[str, Any]:
+        """Send a delivery again."""
+        return self._call("POST", f"/api/v1/deliveries/{delivery}/replay")
+
+    def endpoints(self) -> dict[str, Any]:
+        """The standing endpoints: {"endpoints": [...]}."""
+        return self._call("GET", "/api/v1/endpoints")
+
+    def on_endpoint(self, name: str, act: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """`recover`, `test` or `enable` an endpoint."""
+        return self._call("POST", f"/api/v1/endpoints/{name}/{act}", json=data or {})
+
     def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         answer = self._send(method, path, **more)
         if not 200 <= answer.status < 300:

@@ -149,6 +149,8 @@ class Hand:
         """Messages by stream sequence: those to be posted and those on their way."""
         self.credit = 0
         """The Rota's."""
+        self.num_posts = 0
+        """POSTs on their way."""
         self._ready: list[tuple[int, Letter]] = []
 
     @property
@@ -158,8 +160,8 @@ class Hand:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a letter to post."""
-        return bool(self._ready)
+        """Whether there is a letter to post, and a POST for it."""
+        return bool(self._ready) and self.num_posts < self.consumer.posts
 
     def hold(self, sequence: int, message: Any) -> None:
         """Fill a slot."""
@@ -170,9 +172,9 @@ class Hand:
         """Line up a held letter, by stream sequence: one that comes back is ahead of all that came later."""
         heapq.heappush(self._ready, (letter.sequence, letter))
 
-    def take(self) -> Letter:
-        """The first letter in line."""
-        return heapq.heappop(self._ready)[1]
+    def take(self, most: int = 1) -> list[Letter]:
+        """The first letters in line."""
+        return [heapq.heappop(self._ready)[1] for _ in range(min(most, len(self._ready)))]
 
     def release(self, sequence: int) -> None:
         """Empty a slot."""
@@ -181,10 +183,10 @@ class Hand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """A letter taken from its hand, and the hands that stood in line with it."""
+    """Letters taken from their hand for one POST, and the hands that stood in line with it."""
 
     hand: Hand
-    letter: Letter
+    letters: Sequence[Letter]
     among: Sequence[Hand]
 
 
@@ -195,7 +197,7 @@ class Rota:
     hands: Sequence[Hand]
 
     def next(self) -> Turn | None:
-        """Take the letter whose turn it is; None if no hand has one."""
+        """Take the letters whose turn it is; None if no hand has one."""
         ready = [hand for hand in self.hands if hand.is_ready]
         if not ready:
             return None
@@ -203,23 +205,24 @@ class Rota:
             hand.credit += hand.consumer.slots
         chosen = max(ready, key=lambda hand: hand.credit)
         chosen.credit -= sum(hand.consumer.slots for hand in ready)
-        return Turn(hand=chosen, letter=chosen.take(), among=ready)
+        return Turn(hand=chosen, letters=chosen.take(chosen.consumer.batch), among=ready)
 
     def undo(self, turn: Turn) -> None:
-        """Put a refused letter back in its place. Only accepted letters count: the shares hold at capacity too."""
+        """Put refused letters back in their place. Only accepted ones count: the shares hold at capacity too."""
         for hand in turn.among:
             hand.credit -= hand.consumer.slots
         turn.hand.credit += sum(hand.consumer.slots for hand in turn.among)
-        turn.hand.offer(turn.letter)
+        for letter in turn.letters:
+            turn.hand.offer(letter)
 
 
 @dataclass(kw_only=True, slots=True)
 class Gate:
-    """Shut by a 429 for all letters; after the pause one letter goes ahead, and its answer lets the rest follow."""
+    """Shut by a 429 for all letters; after the pause one POST goes ahead, and its answer lets the rest follow."""
 
     _shut: bool = False
     _until: float = 0.0
-    _ahead: Letter | None = field(default=None)
+    _ahead: Turn | None = field(default=None)
 
     def wait_s(self, now: float) -> float:
         """How long no letter may go: 0 if one may now, infinite while the one ahead is on its way."""
@@ -227,16 +230,16 @@ class Gate:
             return 0.0
         return math.inf if self._ahead else max(0.0, self._until - now)
 
-    def go(self, letter: Letter) -> None:
-        """A letter goes."""
-        self._ahead = letter if self._shut else None
+    def go(self, turn: Turn) -> None:
+        """A POST goes."""
+        self._ahead = turn if self._shut else None
 
     def shut(self, until: float) -> None:
         """A letter was refused."""
         # Letters that went together are refused together, each with its own pause: the longest counts.
         self._shut, self._until, self._ahead = True, max(self._until, until), None
 
-    def passed(self, letter: Letter) -> None:
-        """A letter was answered otherwise; late answers from before the pause do not count."""
-        if letter is self._ahead:
+    def passed(self, turn: Turn) -> None:
+        """A POST was answered otherwise; late answers from before the pause do not count."""
+        if turn is self._ahead:
             self._shut, self._ahead = False, None

@@ -36,6 +36,8 @@ FUNCTIONS = ("submit", "dispatch", "notify")
 # A dead run is found this fast on one machine, where a look costs a millisecond.
 _CHECK_INTERVAL_S = 2.0
 _READY_S = 60.0
+# Where the receivers of somebody who tries Cinevent are; on a server, webhooks must not reach what else listens here.
+_THIS_MACHINE = "127.0.0.0/8,::1/128,localhost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +106,9 @@ def _settings(
         runs_dir=str(data / "runs"),
         num_processes=options.num_processes,
         check_interval_s=_CHECK_INTERVAL_S if interval == defaults.check_interval_s else interval,
-        webhook_secret=settings.webhook_secret or _secret(data),
+        webhook_secret=settings.webhook_secret or _secret(data, "webhook-secret", prefix="whsec_"),
+        webhook_signing_keys=settings.webhook_signing_keys or _secret(data, "webhook-signing-key", prefix="whsk_"),
+        webhook_allow=settings.webhook_allow or _THIS_MACHINE,
         public_url=f"http://127.0.0.1:{sockets['submit'].getsockname()[1]}",
     )
 
@@ -263,11 +267,11 @@ def _nats_server() -> str:
     return found
 
 
-def _secret(data: Path) -> str:
-    path = data / "webhook-secret"
+def _secret(data: Path, name: str, *, prefix: str) -> str:
+    path = data / name
     if not path.exists():
         path.touch(mode=0o600)
-        path.write_text(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}")
+        path.write_text(prefix + b64encode(secrets.token_bytes(32)).decode())
     return path.read_text()
 
 

@@ -1,8 +1,8 @@
 """The source: carries events from JetStream to a function: `python -m functions.source NAME`, to the address in K_SINK.
 
-In: the durable consumers of one row of streams.SOURCES. Out: one POST per message. 2xx acknowledges it; delivery.py has
-what any other answer means. At least once: a message leaves JetStream only after its answer, or after its dead letter
-is stored. What an event means, the source does not know.
+In: the durable consumers of one row of streams.SOURCES. Out: one POST per message, or one per batch where the consumer
+takes batches. 2xx acknowledges it; delivery.py has what any other answer means. At least once: a message leaves
+JetStream only after its answer, or after its dead letter is stored. What an event means, the source does not know.
 """
 
 import argparse
@@ -11,15 +11,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import nats.errors
 
 from engine.adapters.dead import CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, TRIES_HEADER
 from engine.adapters.history import REDRIVE_HEADER
-from engine.adapters.topology import ACK_WAIT_S, connect, ensure
+from engine.adapters.topology import connect, ensure
 from engine.contract.codec import decode
 from engine.contract.errors import BadEvent, Invalid
 from engine.contract.events import Event
@@ -64,7 +65,7 @@ async def _until_signal(kind: SourceKind, settings: Settings, target: Target) ->
 
 
 async def run(
-    kind: SourceKind, settings: Settings, target: Target, *, stop: asyncio.Event, beat_s: float = ACK_WAIT_S / 3
+    kind: SourceKind, settings: Settings, target: Target, *, stop: asyncio.Event, beat_s: float | None = None
 ) -> None:
     """Deliver until `stop` is set; then finish what is on its way, for at most 25 s, and give the rest back."""
     sink = Sink(target)
@@ -77,7 +78,7 @@ async def run(
                 connecting.cancel()
                 break
             client = connecting.result()
-            await Source(kind, client, post=sink.post, replicas=settings.nats_replicas, beat_s=beat_s).run(stop)
+            await Source(kind, client, settings, post=sink.post, beat_s=beat_s or settings.ack_wait_s / 3).run(stop)
             # A server that is gone cannot be told goodbye.
             with suppress(*_NATS_ERRORS):
                 await client.close()
@@ -96,13 +97,19 @@ class Source:
     """Pullers fill one hand per consumer, the scheduler empties them, and each letter on its way is a task."""
 
     def __init__(
-        self, kind: SourceKind, client: Any, *, post: Callable[[Event], Awaitable[Answer]], replicas: int, beat_s: float
+        self,
+        kind: SourceKind,
+        client: Any,
+        settings: Settings,
+        *,
+        post: Callable[[Sequence[Event]], Awaitable[Answer]],
+        beat_s: float,
     ) -> None:
         self._name = kind.name
         self._client = client
         self._js = client.jetstream(timeout=_CONFIRM_S)
         self._post = post
-        self._replicas = replicas
+        self._settings = settings
         self._beat_s = beat_s
         self._pullers = {
             name: Puller(client, Hand(CONSUMERS[name]), take=self._take, repair=self._repair) for name in kind.consumers
@@ -126,6 +133,9 @@ class Source:
 
     async def _work(self) -> None:
         await self._ensure()
+        if self._is_stopping:
+            # nats-py waits in a way that can lose a cancellation (asyncio.wait_for, before Python 3.12).
+            return
         _LOG.info("pulling source=%s consumers=%s", self._name, ",".join(self._pullers))
         async with asyncio.TaskGroup() as group:
             for puller in self._pullers.values():
@@ -160,7 +170,8 @@ class Source:
             self._wake.clear()
             wait_s = self._gate.wait_s(time.monotonic())
             if not wait_s and (turn := self._rota.next()):
-                self._gate.go(turn.letter)
+                self._gate.go(turn)
+                turn.hand.num_posts += 1
                 self._spawn(self._deliver(turn))
                 continue
             with suppress(TimeoutError):
@@ -168,16 +179,30 @@ class Source:
                     await self._wake.wait()
 
     async def _deliver(self, turn: Turn) -> None:
-        consumer, message, tries = turn.letter.consumer, turn.letter.message, turn.letter.tries
-        answer = await self._post(turn.letter.event)
-        outcome = delivery.judge(answer, tries=tries, max_tries=consumer.tries, is_patient=consumer.is_patient)
+        try:
+            answer = await self._post([letter.event for letter in turn.letters])
+        finally:
+            turn.hand.num_posts -= 1
+        outcome = delivery.judge(answer, tries=1, max_tries=turn.hand.consumer.tries)
         if isinstance(outcome, Paused):
-            self._log(consumer, message, f"paused {answer.brief} after_s={outcome.after_s:.2f}")
+            for letter in turn.letters:
+                self._log(letter.consumer, letter.message, f"paused {answer.brief} after_s={outcome.after_s:.2f}")
             await self._pause(turn, outcome)
             return
-        self._gate.passed(turn.letter)
+        self._gate.passed(turn)
         self._wake.set()
-        match outcome:
+        if isinstance(outcome, Dead) and len(turn.letters) > 1:
+            # Something in the batch is not taken: one by one, so that it takes no other along.
+            turns = [replace(turn, letters=[letter]) for letter in turn.letters]
+            turn.hand.num_posts += len(turns)
+            await asyncio.gather(*(self._deliver(each) for each in turns))
+        else:
+            await asyncio.gather(*(self._finish_letter(letter, answer) for letter in turn.letters))
+
+    async def _finish_letter(self, letter: Letter, answer: Answer) -> None:
+        """Do what an answer that is no 429 means for one letter."""
+        consumer, message = letter.consumer, letter.message
+        match delivery.judge(answer, tries=letter.tries, max_tries=consumer.tries, is_patient=consumer.is_patient):
             case Accepted():
                 await self._settle(consumer, message, b"+ACK")
             case Waits(after_s=after_s):
@@ -189,11 +214,15 @@ class Source:
 
     async def _pause(self, turn: Turn, outcome: Paused) -> None:
         if self._is_stopping:
-            await self._give_back(turn.letter.consumer, turn.letter.message, after_s=0)
+            await self._give_all_back(turn)
             return
         self._gate.shut(time.monotonic() + outcome.after_s)
         self._rota.undo(turn)
         self._wake.set()
+
+    async def _give_all_back(self, turn: Turn) -> None:
+        for letter in turn.letters:
+            await self._give_back(letter.consumer, letter.message, after_s=0)
 
     async def _bury(self, consumer: Consumer, message: Any, *, why: str) -> None:
         """Store the dead letter, then end the message: in this order it is never in neither place."""
@@ -256,14 +285,14 @@ class Source:
 
     async def _ensure(self) -> None:
         with suppress(*_NATS_ERRORS):
-            await ensure(self._js, replicas=self._replicas)
+            await ensure(self._js, self._settings)
 
     async def _finish(self) -> None:
         """Take nothing more, give back what was not posted, and wait for the answers that are due."""
         end = asyncio.get_running_loop().time() + _FINISH_S
         await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
         while turn := self._rota.next():
-            self._spawn(self._give_back(turn.letter.consumer, turn.letter.message, after_s=0))
+            self._spawn(self._give_all_back(turn))
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 while self._on_the_way:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from engine.adapters.topology import consumer_config, stream_config
+from engine.contract.settings import Settings
 from engine.contract.streams import CONSUMERS, SOURCES, STREAMS, Consumer, SourceKind, Stream
 
 FOLDER = Path(__file__).parent
@@ -18,8 +19,6 @@ _HEAD = "# Made from engine/contract/streams.py by `make docs`; do not edit.\n"
 _PART_OF = {"app.kubernetes.io/part-of": "cinevent"}
 # Dispatch gets a tenant's requests in order, so from one source; a webhook that waits must not hold up the others.
 _MAX_REPLICAS = {"dispatch": 1, "notify": 4}
-# What the server takes when nothing is said, as the code says nothing; NACK would take another value.
-_DUPLICATE_WINDOW_S = 120.0
 
 
 def manifests() -> dict[str, str]:
@@ -130,7 +129,7 @@ def _stream(stream: Stream) -> dict[str, Any]:
         "maxAge": _duration(config.max_age),
         "maxMsgsPerSubject": config.max_msgs_per_subject,
         "replicas": config.num_replicas,
-        "duplicateWindow": _duration(config.duplicate_window or _DUPLICATE_WINDOW_S),
+        "duplicateWindow": _duration(config.duplicate_window),
         "allowDirect": bool(config.allow_direct),
         "allowAtomicPublish": bool(config.allow_atomic),
         "allowMsgSchedules": bool(config.allow_msg_schedules),
@@ -142,7 +141,7 @@ def _stream(stream: Stream) -> dict[str, Any]:
 
 
 def _consumer(consumer: Consumer) -> dict[str, Any]:
-    config = consumer_config(consumer)
+    config = consumer_config(consumer, ack_wait_s=Settings().ack_wait_s)
     spec = {
         "durableName": config.durable_name,
         "streamName": consumer.stream,

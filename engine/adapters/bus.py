@@ -8,6 +8,7 @@ what it could not do by then is Unavailable. nats-py's `publish_async` is not us
 import asyncio
 import itertools
 import json
+import logging
 import queue
 import re
 import threading
@@ -17,7 +18,9 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from engine.adapters.topology import connect, differences, ensure
 from engine.contract.codec import decode, encode_nats
@@ -27,9 +30,12 @@ from engine.contract.schemas import validate
 from engine.contract.settings import Settings
 from engine.contract.streams import Consumer
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WRONG_LAST_SEQUENCE = 10071
+# The server takes up to 1000 messages in one batch; half of that stays well below its time limit on a slow disk.
+_WRITE_BATCH = 500
 # One attempt of a request: long enough for a synced write on a slow disk, short enough to be tried again in a second.
 _ATTEMPT_S = 2.0
 _RETRY_AFTER_S = 2.0
@@ -64,6 +70,24 @@ class _Answers:
 
     messages: list[Message]
     whole: "asyncio.Future[dict[str, str]]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outgoing:
+    """A message to be published."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def scheduled(event: Event, *, set_on: str, due_on: str, when: datetime) -> Outgoing:
+    """The message that has JetStream publish `event` on `due_on` at `when`; one on the same `set_on` replaces it."""
+    headers, body = encode_nats(event)
+    # A replaced alarm has the same event id and must not be taken for a duplicate.
+    del headers["Nats-Msg-Id"]
+    schedule = {"Nats-Schedule": f"@at {_rfc3339(when)}", "Nats-Schedule-Target": due_on}
+    return Outgoing(subject=set_on, headers={**headers, **schedule}, body=body)
 
 
 class Bus:
@@ -167,11 +191,18 @@ class Bus:
 
     def publish_at(self, event: Event, *, set_on: str, due_on: str, when: datetime) -> None:
         """Have JetStream publish `event` on `due_on` at `when`; a later call with the same `set_on` replaces it."""
-        headers, body = encode_nats(validate(event))
-        # A replaced alarm has the same event id and must not be taken for a duplicate.
-        del headers["Nats-Msg-Id"]
-        schedule = {"Nats-Schedule": f"@at {_rfc3339(when)}", "Nats-Schedule-Target": due_on}
-        self.publish_bytes(set_on, {**headers, **schedule}, body)
+        alarm = scheduled(validate(event), set_on=set_on, due_on=due_on, when=when)
+        self.publish_bytes(alarm.subject, alarm.headers, alarm.body)
+
+    def publish_all(self, messages: Sequence[Outgoing], *, deadline_s: float = 10.0) -> None:
+        """Publish messages of ONE stream, many in one synced write; return once the server has them all.
+
+        A write whose answer was lost is sent again: without a Nats-Msg-Id a message may then stand twice. Raises
+        Unavailable.
+        """
+        for start in range(0, len(messages), _WRITE_BATCH):
+            chunk = messages[start : start + _WRITE_BATCH]
+            self._call(partial(self._publish_chunk, chunk), deadline_s=deadline_s)
 
     def last(self, stream: str, filters: Sequence[str], *, deadline_s: float = 5.0) -> list[Message]:
         """The last message of every subject that matches one of `filters`, in stream order."""
@@ -303,7 +334,7 @@ class Bus:
 
     async def _ensure(self) -> None:
         if not self._is_client:
-            await ensure(self._js, replicas=self._settings.nats_replicas)
+            await ensure(self._js, self._settings)
 
     async def _disconnect(self) -> None:
         if self._nc is not None:
@@ -349,6 +380,35 @@ class Bus:
                 await self._ensure()
         elif isinstance(error, NotFoundError):
             raise NotFound(str(error)) from error
+
+    async def _publish_chunk(self, messages: Sequence[Outgoing]) -> None:
+        """One atomic batch (NATS ADR-50); one by one, where the server does not take them together.
+
+        It does not if it has one of them already, or if two are for one alarm; and it has an upper limit of batches.
+        """
+        if len(messages) > 1 and await self._published_atomically(messages):
+            return
+        for message in messages:
+            await self._js.publish(message.subject, message.body, headers=dict(message.headers), timeout=_ATTEMPT_S)
+
+    async def _published_atomically(self, messages: Sequence[Outgoing]) -> bool:
+        from nats.errors import NoRespondersError
+        from nats.js.errors import NoStreamResponseError
+
+        batch, last = uuid4().hex, len(messages)
+        for number, message in enumerate(messages, start=1):
+            headers = {**message.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            if number < last:
+                await self._nc.publish(message.subject, message.body, headers=headers)
+        headers["Nats-Batch-Commit"] = "1"
+        try:
+            reply = await self._nc.request(message.subject, message.body, _ATTEMPT_S, headers=headers)
+        except NoRespondersError as error:
+            raise NoStreamResponseError from error
+        refusal = json.loads(reply.data).get("error")
+        if refusal:
+            _LOG.debug("a batch was refused: %s", refusal)
+        return refusal is None
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> list[Message]:
         """One batched direct get (NATS ADR-31): the answers come as messages, the last one has a status."""

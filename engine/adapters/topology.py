@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _NAME_IN_USE = 10058
-# A message in hand is heartbeated every third of this; a source that died gives its messages back after it.
-ACK_WAIT_S = 30.0
 
 
 async def connect(
@@ -61,12 +59,12 @@ async def connect(
     )
 
 
-async def ensure(js: "JetStreamContext", *, replicas: int) -> None:
+async def ensure(js: "JetStreamContext", settings: Settings) -> None:
     """Make every stream and durable consumer as the tables say; those that are already so stay untouched."""
     for stream in STREAMS:
-        await _ensure_stream(js, stream, replicas)
+        await _ensure_stream(js, stream, settings.nats_replicas)
     for consumer in CONSUMERS.values():
-        await js.add_consumer(consumer.stream, consumer_config(consumer))
+        await js.add_consumer(consumer.stream, consumer_config(consumer, ack_wait_s=settings.ack_wait_s))
 
 
 async def _ensure_stream(js: "JetStreamContext", stream: Stream, replicas: int) -> None:
@@ -99,7 +97,8 @@ async def differences(js: "JetStreamContext", settings: Settings) -> list[str]:
         except NotFoundError:
             found.append(f"consumer {consumer.name} of {consumer.stream} is missing")
         else:
-            found += _differences(f"consumer {consumer.name}", there, consumer_config(consumer))
+            wanted = consumer_config(consumer, ack_wait_s=settings.ack_wait_s)
+            found += _differences(f"consumer {consumer.name}", there, wanted)
     return found
 
 
@@ -124,6 +123,9 @@ def stream_config(stream: Stream, replicas: int) -> Any:
         storage=StorageType.FILE,
         max_age=stream.max_age_s,
         max_msgs_per_subject=stream.max_per_subject,
+        duplicate_window=stream.duplicate_window_s,
+        # Many messages in one synced write (NATS ADR-50).
+        allow_atomic=True,
         num_replicas=replicas,
         allow_direct=True,
         allow_msg_schedules=stream.schedules or None,
@@ -132,7 +134,7 @@ def stream_config(stream: Stream, replicas: int) -> Any:
     )
 
 
-def consumer_config(consumer: Consumer) -> Any:
+def consumer_config(consumer: Consumer, *, ack_wait_s: float) -> Any:
     """The row as nats-py wants it."""
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -141,7 +143,7 @@ def consumer_config(consumer: Consumer) -> Any:
         filter_subject=consumer.filter,
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=ACK_WAIT_S,
+        ack_wait=ack_wait_s,
         # The source counts and writes the dead letter first; a limit of the server's would drop the message silently.
         max_deliver=-1,
         # More than the slots: a message that waits for its next try (nak with a delay) still counts as pending, and

@@ -9,7 +9,7 @@ them: it would invent a missing id, and with it a second job.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
@@ -45,6 +45,11 @@ def encode_binary(event: Event) -> tuple[dict[str, str], bytes]:
     """HTTP binary mode: (headers, body)."""
     message = to_binary_event(_to_sdk(event))
     return dict(message.headers), message.body
+
+
+def encode_batch(events: Iterable[Event]) -> tuple[dict[str, str], bytes]:
+    """HTTP batched mode: (headers, body)."""
+    return {"content-type": BATCH}, b"[" + b",".join(encode(event)[1] for event in events) + b"]"
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Event:

@@ -20,7 +20,7 @@ from engine.contract.rules import read_timestamp
 
 ID_PATTERN = r"^j[a-z2-7]{25}$"
 # Their subjects would read like the system's own: cinevent.dead.>, cinevent.alarms.>
-_RESERVED_TENANTS = frozenset({"dead", "alarms", "webhooks"})
+_RESERVED_TENANTS = frozenset({"dead", "alarms", "webhooks", "deliveries", "endpoints"})
 
 
 class State(StrEnum):

@@ -31,6 +31,8 @@ from engine.contract.upload import NAME_MAX_CHARACTERS, NAME_PATTERN
 
 PRIORITIES = ("high", "normal", "low")
 WEBHOOK_EVENTS = ("completed", "failed", "cancelled")
+"""What a webhook hears unless it chooses."""
+WEBHOOK_CHOICES = (*WEBHOOK_EVENTS, "progress")
 # Wan's text encoder reads 512 tokens; 4,000 characters is beyond that in every language.
 PROMPT_MAX_CHARACTERS = 4000
 MAX_ATTEMPTS = 10
@@ -214,7 +216,7 @@ OPTIONS: dict[str, Any] = {
                 "type": "array",
                 "minItems": 1,
                 "uniqueItems": True,
-                "items": {"enum": list(WEBHOOK_EVENTS)},
+                "items": {"enum": list(WEBHOOK_CHOICES)},
                 "default": list(WEBHOOK_EVENTS),
             },
         },

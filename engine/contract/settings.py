@@ -5,11 +5,12 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
 
+from engine.contract.address import Policy
 from engine.contract.errors import Invalid, Problem
 from engine.contract.job import is_tenant
 from engine.contract.rules import url_problems
@@ -39,6 +40,11 @@ class Settings:
     nats_creds: str = _env("", "File with NATS credentials; empty: none.")
     nats_nkey: str = _env("", "File with the NKey seed that NATS knows this process by; empty: none.")
     nats_replicas: int = _env(1, "Copies of each stream; 3 where NATS runs in three zones.")
+    ack_wait_s: float = _env(
+        30.0,
+        "Seconds after which the messages of a source that died are given to another; a living one says every third of"
+        " it that it still has them.",
+    )
     store_url: str = _env(
         "file:.cinevent/store",
         "Where artifacts go: file:DIRECTORY, or s3://BUCKET/PREFIX (credentials as boto3 finds them).",
@@ -131,8 +137,45 @@ class Settings:
     engine_command: str = _env(
         "", "What the local launcher starts instead of torchrun, for benchmarks; split as a shell would."
     )
-    webhook_secret: str = _env("", "Signing secret of webhooks, whsec_ and base64 (Standard Webhooks).")
+    webhook_secret: str = _env(
+        "",
+        "Signing secret of webhooks that requests name, whsec_ and base64 (Standard Webhooks); two, separated by a"
+        " comma, while it is changed.",
+    )
+    webhook_signing_keys: str = _env(
+        "",
+        "Ed25519 keys that sign every webhook beside its secret, whsk_ and base64; two, separated by a comma, while"
+        " they are changed. Empty: none.",
+    )
+    webhook_public_keys: str = _env(
+        "",
+        "The public halves that submit publishes, whpk_ and base64, separated by commas; empty: those of"
+        " CINEVENT_WEBHOOK_SIGNING_KEYS.",
+    )
+    webhook_endpoints: str = _env(
+        "", "File with the standing endpoints (YAML or JSON, [webhooks.md](webhooks.md)); empty: none."
+    )
     webhook_timeout_s: float = _env(15.0, "Longest time that one delivery may take.")
+    webhook_patience_s: float = _env(
+        1.0,
+        "How long notify keeps a source waiting for a slow receiver; what takes longer goes on beside it, with an alarm"
+        " in case notify ends.",
+    )
+    webhook_time_scale: float = _env(
+        1.0, "All waits between the attempts of a delivery are multiplied by it: for tests, which have no three days."
+    )
+    webhook_disable_after_s: float = _env(
+        432_000.0, "A standing endpoint that did nothing but fail for this long, five days, is disabled."
+    )
+    webhook_allow: str = _env(
+        "",
+        "Networks and host names that webhooks may reach although they are private, on any port, separated by commas,"
+        " such as 127.0.0.0/8.",
+    )
+    webhook_deny: str = _env(
+        "", "Networks that webhooks must not reach beside the private ones: a cluster's own, separated by commas."
+    )
+    webhook_ports: str = _env("80,443,8443", "Ports that webhooks may reach.")
     public_url: str = _env("http://127.0.0.1:8080", "Address of submit as its users see it; links start with it.")
     decode_memory_gib: float = _env(
         0.0, "Engine: memory that decoding may plan with; frames that need more are tiled. 0: that of the device."
@@ -170,6 +213,10 @@ class Settings:
             offload=self.offload,
         )
 
+    def webhook_policy(self) -> Policy:
+        """Which addresses webhooks may reach. Raises ValueError."""
+        return Policy.read(allow=self.webhook_allow, deny=self.webhook_deny, ports=self.webhook_ports)
+
     def environ(self) -> dict[str, str]:
         """The variables that `read` turns into these settings again: what a child process gets."""
         return {
@@ -191,12 +238,16 @@ _PARSERS: dict[type, Any] = {str: str, int: int, float: float, bool: lambda text
 def _rules(settings: Settings) -> list[Problem]:
     positive = (
         "nats_replicas",
+        "ack_wait_s",
         "num_nodes",
         "num_processes",
         "max_runs",
         "check_interval_s",
         "stall_s",
         "webhook_timeout_s",
+        "webhook_patience_s",
+        "webhook_time_scale",
+        "webhook_disable_after_s",
         "attempt",
     )
     problems = [
@@ -213,11 +264,7 @@ def _rules(settings: Settings) -> list[Problem]:
         if not 0 <= value < most:
             message = f"{value:g} is out of range; allowed: 0, and up to {most:g}"
             problems.append(Problem(pointer=env_name(name), rule="range", message=message))
-    if settings.webhook_timeout_s > _WEBHOOK_TIMEOUT_MAX_S:
-        message = (
-            f"{settings.webhook_timeout_s:g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait for it"
-        )
-        problems.append(Problem(pointer=env_name("webhook_timeout_s"), rule="maximum", message=message))
+    problems += _webhook_problems(settings)
     problems += _door_rules(settings)
     if not is_tenant(settings.tenant):
         message = f"{settings.tenant!r} cannot name a tenant; allowed: 1 to 32 of a-z, 0-9 and -, no reserved word"
@@ -295,3 +342,15 @@ def _door_rules(settings: Settings) -> list[Problem]:
         if getattr(settings, name):
             problems += url_problems(getattr(settings, name), env_name(name))
     return problems
+
+
+def _webhook_problems(settings: Settings) -> Iterator[Problem]:
+    for name in ("webhook_timeout_s", "webhook_patience_s"):
+        if getattr(settings, name) > _WEBHOOK_TIMEOUT_MAX_S:
+            message = f"{getattr(settings, name):g} is more than {_WEBHOOK_TIMEOUT_MAX_S:g}: the source would not wait"
+            yield Problem(pointer=env_name(name), rule="maximum", message=message)
+    try:
+        settings.webhook_policy()
+    except ValueError as error:
+        names = ", ".join(env_name(name) for name in ("webhook_allow", "webhook_deny", "webhook_ports"))
+        yield Problem(pointer=names, rule="value", message=str(error))

@@ -17,6 +17,8 @@ class Stream:
     subjects: tuple[str, ...]
     max_age_s: int = 0
     max_per_subject: int = -1
+    duplicate_window_s: int = 120
+    """How long a second message of the same Nats-Msg-Id is dropped."""
     work_queue: bool = False
     """An acknowledged message is gone."""
     schedules: bool = False
@@ -45,6 +47,18 @@ STREAMS = (
         work_queue=True,
         schedules=True,
     ),
+    Stream(
+        name="CINEVENT_WEBHOOKS",
+        subjects=("cinevent.webhooks.set.*.*.*", "cinevent.webhooks.due.*.*.*"),
+        # The newest word about a delivery is the one that counts: news of progress that nobody took yet is replaced.
+        max_per_subject=1,
+        # Longer than a fan-out waits for its next try: the same event makes its deliveries once.
+        duplicate_window_s=3600,
+        work_queue=True,
+        schedules=True,
+    ),
+    Stream(name="CINEVENT_DELIVERIES", subjects=("cinevent.deliveries.*.*.*.*",), max_age_s=30 * _DAY_S),
+    Stream(name="CINEVENT_ENDPOINTS", subjects=("cinevent.endpoints.status.*.*.last",), max_per_subject=1),
     Stream(name="CINEVENT_DEAD", subjects=("cinevent.dead.*.*.*.*",), max_age_s=30 * _DAY_S),
 )
 
@@ -62,6 +76,10 @@ class Consumer:
     """Deliveries before a message becomes a dead letter; a 429 is not one."""
     is_patient: bool = False
     """A 503 that says when to come again ends nothing either: the function knows how long the message may wait."""
+    batch: int = 1
+    """Most messages in one POST; more than one go as a batch of CloudEvents."""
+    posts: int = 1000
+    """Most POSTs at once: while they are out, what arrives gathers for the next batch."""
 
 
 CONSUMERS: dict[str, Consumer] = {
@@ -95,8 +113,35 @@ CONSUMERS: dict[str, Consumer] = {
             tries=20,
             is_patient=True,
         ),
-        # 24 tries with the source's waits span one to two hours: a receiver may be down that long.
-        Consumer(name="notify-done", stream="CINEVENT_JOBS", filter="cinevent.*.*.done.*", slots=16, tries=24),
+        # 24 tries with the source's waits span one to two hours: notify may be down that long.
+        Consumer(
+            name="notify-done",
+            stream="CINEVENT_JOBS",
+            filter="cinevent.*.*.done.*",
+            slots=400,
+            tries=24,
+            batch=100,
+            posts=4,
+        ),
+        Consumer(
+            name="notify-progress",
+            stream="CINEVENT_PROGRESS",
+            filter="cinevent.*.*.progress",
+            slots=100,
+            tries=2,
+            batch=100,
+            posts=2,
+        ),
+        # Eight posts: half of the threads that serve notify; the other half is for fan-out and probes.
+        Consumer(
+            name="notify-deliveries",
+            stream="CINEVENT_WEBHOOKS",
+            filter="cinevent.webhooks.due.*.*.*",
+            slots=800,
+            tries=24,
+            batch=100,
+            posts=8,
+        ),
     )
 }
 
@@ -118,7 +163,8 @@ SOURCES: dict[str, SourceKind] = {
         ),
         SourceKind(name="cancels", function="dispatch", consumers=("dispatch-cancel",)),
         SourceKind(name="alarms", function="dispatch", consumers=("dispatch-alarms",)),
-        SourceKind(name="outcomes", function="notify", consumers=("notify-done",)),
+        SourceKind(name="outcomes", function="notify", consumers=("notify-done", "notify-progress")),
+        SourceKind(name="deliveries", function="notify", consumers=("notify-deliveries",)),
     )
 }
 
@@ -128,8 +174,27 @@ def alarm_subjects(tenant: str, job: str) -> tuple[str, str]:
     return f"cinevent.alarms.set.{tenant}.{job}.check", f"cinevent.alarms.due.{tenant}.{job}.check"
 
 
+def delivery_subjects(tenant: str, endpoint: str, delivery: str) -> tuple[str, str]:
+    """Where a delivery waits for its next try, and where it is taken from."""
+    return (
+        f"cinevent.webhooks.set.{tenant}.{endpoint}.{delivery}",
+        f"cinevent.webhooks.due.{tenant}.{endpoint}.{delivery}",
+    )
+
+
+def record_subject(tenant: str, *, endpoint: str = "*", job: str = "*", delivery: str = "*") -> str:
+    """Where the attempts of a delivery are written down; a filter, for what is left out."""
+    return f"cinevent.deliveries.{tenant}.{endpoint}.{job}.{delivery}"
+
+
+def status_subject(tenant: str, endpoint: str = "*") -> str:
+    """Where the last word about a standing endpoint stands; a filter without one."""
+    return f"cinevent.endpoints.status.{tenant}.{endpoint}.last"
+
+
 def dead_subject(consumer: str, subject: str) -> str:
     """Where the dead letter of a message on `subject` goes."""
     tokens = subject.split(".")
-    tenant, job, event = tokens[3:6] if tokens[1] == "alarms" else (tokens[1], tokens[2], "-".join(tokens[3:]))
+    is_own = tokens[1] in ("alarms", "webhooks")
+    tenant, job, event = tokens[3:6] if is_own else (tokens[1], tokens[2], "-".join(tokens[3:]))
     return f"cinevent.dead.{consumer}.{tenant}.{job}.{event}"

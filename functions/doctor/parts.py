@@ -18,8 +18,8 @@ from engine.adapters.store import open_store
 from engine.contract.errors import CineventError
 from engine.contract.models import CATALOG
 from engine.contract.settings import Settings
+from engine.contract.signature import read_secret
 from functions.doctor.finding import Finding, Verdict, Wrong, attempt, not_checked, ok, wrong
-from functions.notify.webhook import read_secret
 
 _TIMEOUT_S = 5.0
 _LINK_EXPIRES_S = 60
@@ -127,7 +127,8 @@ def webhooks(settings: Settings) -> Finding:
         return not_checked("webhooks", "CINEVENT_WEBHOOK_SECRET is not set here; only notify needs it")
 
     def look() -> str:
-        read_secret(settings.webhook_secret)
+        for text in settings.webhook_secret.split(","):
+            read_secret(text.strip(), "CINEVENT_WEBHOOK_SECRET")
         return "the secret can sign"
 
     return attempt("webhooks", look, fix='CINEVENT_WEBHOOK_SECRET="whsec_$(openssl rand -base64 32)"')

@@ -1,46 +1,87 @@
-"""notify: gets the outcomes of jobs from a source and sends them to webhooks. The edge; decisions are handler.py's.
+"""notify: gets events from its sources and sends them to webhooks. The edge; what is done is post_office.py's.
 
-204: the receiver has it, nobody asked for it, or the receiver is gone for good. 503: the source is to come again.
+204: every event of the batch has its deliveries, or every delivery its attempt, and what follows is in the log. 503:
+the source is to come again.
 """
 
-import logging
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
-from engine.contract.request import WEBHOOK_EVENTS
+from engine.adapters.deliveries import Deliveries
+from engine.contract.codec import decode_batch
+from engine.contract.delivery import DELIVERY, Delivery
+from engine.contract.errors import BadEvent, Problem
+from engine.contract.events import Event
+from engine.contract.request import WEBHOOK_CHOICES
+from engine.contract.schemas import validate
 from engine.contract.settings import Settings
+from engine.contract.signature import read_private_key, read_secret
 from functions.deps import Deps, open_deps
-from functions.notify.handler import delivery, is_gone
-from functions.notify.send import send
-from functions.notify.webhook import read_secret
-from functions.web import empty, log_to_stderr, make_app, read_event
+from functions.directory import Directory
+from functions.guard import Lookup
+from functions.notify.courier import Terms
+from functions.notify.post_office import PostOffice
+from functions.web import empty, log_to_stderr, make_app
 
-_LOG = logging.getLogger(__name__)
+# A batch of a hundred deliveries, each below 20 kB of body, escaped.
+_MAX_BODY_BYTES = 16 * 2**20
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
     """The app with its clients from the environment; `app.extensions["deps"].close()` ends them. Raises Invalid."""
     log_to_stderr()
-    settings = Settings.read(environ)
-    key = read_secret(settings.webhook_secret) if settings.webhook_secret else None
-    return make(open_deps(settings), key=key)
+    return make(open_deps(Settings.read(environ)))
 
 
-def make(deps: Deps, *, key: bytes | None) -> Flask:
-    """The app over these clients; without a key it is up, but delivers nothing."""
+def make(deps: Deps, *, lookup: Lookup | None = None) -> Flask:
+    """The app over these clients; `lookup` resolves names in place of the system. Raises Invalid."""
     app = make_app("notify", ping=deps.ping)
     app.extensions["deps"] = deps
+    office = _office(deps, lookup)
+    deps.exits.callback(office.close)
 
     @app.post("/")
     def receive() -> Response:
-        event = read_event(WEBHOOK_EVENTS)
-        job = deps.history.get(event.data["tenant"], event.data["job"])
-        sending = delivery(event, job, key=key, now=datetime.now(UTC))
-        if sending and is_gone(send(sending, timeout_s=deps.settings.webhook_timeout_s)):
-            _LOG.warning("given up job=%s event=%s: the webhook's receiver is gone (410)", job.id, event.name)
+        request.max_content_length = _MAX_BODY_BYTES
+        events = decode_batch(dict(request.headers), request.get_data())
+        deliveries = [Delivery.from_event(event) for event in events if event.type == DELIVERY]
+        told = [_checked(event) for event in events if event.type != DELIVERY]
+        if told:
+            office.spread(told)
+        if deliveries:
+            office.deliver(deliveries)
         return empty(204)
 
     return app
+
+
+def _office(deps: Deps, lookup: Lookup | None) -> PostOffice:
+    settings = deps.settings
+    deliveries = Deliveries(deps.bus)
+    terms = Terms(
+        policy=settings.webhook_policy(),
+        signing_keys=[
+            read_private_key(text, "CINEVENT_WEBHOOK_SIGNING_KEYS") for text in _words(settings.webhook_signing_keys)
+        ],
+        origin=urlsplit(settings.public_url).hostname or "cinevent",
+        timeout_s=settings.webhook_timeout_s,
+        patience_s=settings.webhook_patience_s,
+        time_scale=settings.webhook_time_scale,
+        lookup=lookup,
+    )
+    keys = [read_secret(text, "CINEVENT_WEBHOOK_SECRET") for text in _words(settings.webhook_secret)]
+    return PostOffice(settings, deliveries, Directory(settings, deliveries), terms, keys=keys)
+
+
+def _checked(event: Event) -> Event:
+    if event.name not in WEBHOOK_CHOICES:
+        message = f"notify takes {', '.join(WEBHOOK_CHOICES)}; this is {event.type}"
+        raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
+    return validate(event)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

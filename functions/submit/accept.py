@@ -17,6 +17,7 @@ from engine.contract.errors import Conflict, Invalid, NotFound, Problem, TooMany
 from engine.contract.events import Event, rivals
 from engine.contract.job import Job, fold
 from functions.submit import handler, uploads
+from functions.submit.fetch import with_upload
 from functions.submit.follow import await_end
 from functions.submit.limits import check_limits
 from functions.submit.reply import job_response
@@ -43,6 +44,7 @@ def accept(call: Call, event: Event) -> tuple[Job | None, bool]:
     Raises Invalid (the picture is missing), TooMany, Unavailable.
     """
     try:
+        call.mail.check(event)
         uploads.check(call, event)
         check_limits(call)
     except (Invalid, TooMany) as error:
@@ -59,7 +61,8 @@ def _batch(call: Call) -> Response:
     """All events of a batch, or none of them: a rule is broken before anything is written."""
     now = datetime.now(UTC)
     handler.key_of(request.headers.get("Idempotency-Key"))
-    events = handler.from_batch(decode_batch(dict(request.headers), read_body()), tenant=call.tenant, now=now)
+    given = [_with_upload(call, event) for event in decode_batch(dict(request.headers), read_body())]
+    events = handler.from_batch(given, tenant=call.tenant, now=now)
     jobs = []
     for index, event in enumerate(events):
         job, _ = accept(call, event)
@@ -91,8 +94,14 @@ def _requested(call: Call) -> Event:
     now = datetime.now(UTC)
     key = handler.key_of(request.headers.get("Idempotency-Key"))
     if is_event(dict(request.headers)):
-        return handler.from_event(read_event(), tenant=call.tenant, now=now)
-    return handler.from_json(_body(call), tenant=call.tenant, key=key, extensions=trace(), now=now)
+        return handler.from_event(_with_upload(call, read_event()), tenant=call.tenant, now=now)
+    data = with_upload(call, _body(call))
+    return handler.from_json(data, tenant=call.tenant, key=key, extensions=trace(), now=now)
+
+
+def _with_upload(call: Call, event: Event) -> Event:
+    data = with_upload(call, event.data)
+    return event if data is event.data else replace(event, data=data)
 
 
 def trace() -> dict[str, str]:
@@ -119,7 +128,7 @@ def _from_form(call: Call) -> Any:
     data = loads(text.encode(errors="surrogatepass"))
     picture = request.files.get("image")
     if picture is not None and isinstance(data, dict) and isinstance(data.get("input"), dict):
-        data["input"]["image"] = uploads.take(call, picture)
+        data["input"]["image"] = uploads.take(call, picture.stream)
     return data
 
 

@@ -13,12 +13,14 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from engine.adapters.deliveries import Deliveries
 from engine.contract.errors import CineventError
 from engine.contract.settings import Settings
 from functions.deps import Deps, open_deps
-from functions.submit import accept, artifacts, catalog, change, documents, follow, jobs, uploads, videos
+from functions.submit import accept, artifacts, catalog, change, documents, follow, jobs, uploads, videos, webhooks
 from functions.submit.counts import Counter
 from functions.submit.gate import Gate
+from functions.submit.mail import Mail
 from functions.submit.route import NOBODY, Call, Document, Route
 from functions.web import log_to_stderr, make_app
 
@@ -31,6 +33,7 @@ ROUTES: tuple[Route, ...] = (
     *change.ROUTES,
     *catalog.ROUTES,
     *videos.ROUTES,
+    *webhooks.ROUTES,
     *documents.ROUTES,
 )
 
@@ -44,7 +47,7 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
 
 
 def make(deps: Deps, *, gate: Gate | None = None) -> Flask:
-    """The app over these clients, with the gate that its settings say."""
+    """The app over these clients, with the gate that its settings say. Raises Invalid."""
     app = make_app("submit", ping=deps.ping)
     app.extensions["deps"] = deps
 
@@ -55,6 +58,7 @@ def make(deps: Deps, *, gate: Gate | None = None) -> Flask:
     call = partial(
         Call,
         deps=deps,
+        mail=Mail(deps.settings, Deliveries(deps.bus)),
         places=threading.BoundedSemaphore(deps.settings.max_followers),
         counter=Counter(),
         documents=_documents,

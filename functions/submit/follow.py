@@ -32,7 +32,7 @@ _RETRY_AFTER_S = 5.0
 
 
 @contextmanager
-def _place(call: Call) -> Iterator[None]:
+def place(call: Call) -> Iterator[None]:
     """One of the places for followers. Raises TooMany."""
     if not call.places.acquire(blocking=False):
         message = "too many clients follow jobs here; ask for the job itself now and then"
@@ -46,7 +46,7 @@ def _place(call: Call) -> Iterator[None]:
 def await_end(call: Call, job: Job, *, timeout_s: float) -> bool:
     """Return when the job has ended, or in time; False at once if there is no place to wait."""
     try:
-        with _place(call), call.deps.bus.listen(job_subjects(job.tenant, job.id)) as next_event:
+        with place(call), call.deps.bus.listen(job_subjects(job.tenant, job.id)) as next_event:
             end = time.monotonic() + timeout_s
             while time.monotonic() < end and not call.find(job.id).state.is_final:
                 until = min(end, time.monotonic() + _SILENCE_S)
@@ -97,7 +97,7 @@ class _Body:
 
 
 def _stream(call: Call, job: str, after: Position | None) -> Iterator[bytes]:
-    with _place(call), call.deps.bus.listen(job_subjects(call.tenant, job)) as next_event:
+    with place(call), call.deps.bus.listen(job_subjects(call.tenant, job)) as next_event:
         yield f"retry: {_RECONNECT_MS}\n\n".encode()
         found, position = call.deps.history.view(call.tenant, job)
         if after is None:

@@ -15,6 +15,7 @@ from engine.contract.errors import CineventError, NotFound
 from engine.contract.job import Job, is_id
 from functions.deps import Deps
 from functions.submit.counts import Counter
+from functions.submit.mail import Mail
 
 # With the answer itself, under the second in which a caller wants to know that the log is away.
 DEADLINE_S = 0.8
@@ -50,6 +51,8 @@ class Call:
     caller: Caller
     places: threading.BoundedSemaphore
     """One per client that may follow a job at one time."""
+    mail: Mail
+    """Deliveries, endpoints, and where webhooks may go."""
     counter: Counter
     """How many jobs a tenant has."""
     documents: Callable[[], Mapping[str, Document]]

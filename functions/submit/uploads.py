@@ -13,7 +13,6 @@ from typing import IO
 
 import imagesize
 from flask import Response, jsonify, request
-from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import ClientDisconnected, UnsupportedMediaType
 
 from engine.contract.errors import Invalid, Problem
@@ -57,14 +56,14 @@ def allow_picture() -> None:
     request.max_content_length = _FORM_MAX_BYTES
 
 
-def take(call: Call, picture: FileStorage) -> str:
-    """Store a form's picture; returns its name as an upload: its content's. Raises Invalid."""
-    content_type = _check(picture.stream, name="the file")
+def take(call: Call, picture: IO[bytes]) -> str:
+    """Store a picture that did not come as an upload; returns its name as one: its content's. Raises Invalid."""
+    content_type = _check(picture, name="the file")
     with tempfile.TemporaryDirectory(prefix="cinevent-") as folder:
         path = Path(folder) / "upload"
-        picture.stream.seek(0)
+        picture.seek(0)
         with path.open("wb") as file:
-            shutil.copyfileobj(picture.stream, file)
+            shutil.copyfileobj(picture, file)
         with path.open("rb") as file:
             name = f"{hashlib.file_digest(file, 'sha256').hexdigest()}.{EXTENSIONS[content_type]}"
         call.deps.store.put(upload_key(call.tenant, name), path, content_type=content_type)

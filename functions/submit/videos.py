@@ -19,6 +19,7 @@ from engine.contract.models import CATALOG, ModelRow
 from engine.contract.request import PROMPT_MAX_CHARACTERS
 from functions.submit import change, handler, uploads
 from functions.submit.accept import accept, trace
+from functions.submit.fetch import with_upload
 from functions.submit.reply import file_response
 from functions.submit.route import Answer, Call, Parameter, Route, ref
 from functions.submit.shown import FILES, retry_after_s
@@ -39,7 +40,9 @@ def create(call: Call) -> Response:
     """Ask for a video."""
     data = _to_request(_given(call))
     key = handler.key_of(request.headers.get("Idempotency-Key"))
-    event = handler.from_json(data, tenant=call.tenant, key=key, extensions=trace(), now=datetime.now(UTC))
+    event = handler.from_json(
+        with_upload(call, data), tenant=call.tenant, key=key, extensions=trace(), now=datetime.now(UTC)
+    )
     job, _ = accept(call, event)
     if job is None:
         raise Invalid(Problem(pointer="/Idempotency-Key", rule="reused", message="the key has another request"))
@@ -145,7 +148,7 @@ def _given(call: Call) -> dict[str, Any]:
     uploads.allow_picture()
     fields: dict[str, Any] = {name: _number(name, value) for name, value in request.form.items()}
     if picture := request.files.get("input_reference"):
-        fields["image"] = uploads.take(call, picture)
+        fields["image"] = uploads.take(call, picture.stream)
     return fields
 
 
@@ -167,9 +170,17 @@ def _to_request(given: Mapping[str, Any]) -> dict[str, Any]:
     if "seconds" in given and row is not None:
         own["num_frames"] = _frames(given["seconds"], own.get("fps", row.fps.default), row)
     if "input_reference" in given:
-        message = "send the picture as a file of a form, or name an upload in `image`"
-        raise Invalid(Problem(pointer="/input_reference", rule="type", message=message))
+        own["image"] = _address(given["input_reference"])
     return {**({"model": model} if "model" in given else {}), "input": own}
+
+
+def _address(reference: Any) -> str:
+    """Where a picture is that comes neither as a file of a form nor as an upload."""
+    address = reference.get("image_url") if isinstance(reference, dict) else None
+    if isinstance(address, str) and address.startswith("https://"):
+        return address
+    message = 'send the picture as a file of a form, or {"image_url": "https://..."}, or name an upload in `image`'
+    raise Invalid(Problem(pointer="/input_reference", rule="type", message=message))
 
 
 def _size(text: Any) -> dict[str, int]:

@@ -107,6 +107,11 @@ def raw_server(
     listener.close()
 
 
+def cancel(number: int) -> Event:
+    """The wish to cancel a job of its own."""
+    return an_event("cancel", job=derived_id(TENANT, "test", str(number)))
+
+
 def done(number: int) -> Event:
     """The outcome of a job of its own."""
     return an_event("cancelled", job=derived_id(TENANT, "test", str(number)))
@@ -150,7 +155,7 @@ def _request(connection: socket.socket) -> bytes:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    while len(body) < int(length.split(b":")[1]):
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    while lengths and len(body) < int(lengths[0].split(b":")[1]):
         body += connection.recv(65536)
     return head + b"\r\n\r\n" + body

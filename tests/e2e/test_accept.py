@@ -1,16 +1,28 @@
 """Every way in which a request comes in: events one by one and in batches, forms with a picture, repeats, limits."""
 
+import http.server
 import io
 import json
+import ssl
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from engine.contract.codec import BATCH
 from engine.contract.events import REQUEST_TYPE
 from engine.contract.job import upload_key
+from engine.contract.upload import UPLOAD_MAX_BYTES
 from tests.e2e.door import GENERATE, Door, a_door
 from tests.make import a_body, an_input
 from tests.pictures import a_file
@@ -174,3 +186,120 @@ def test_a_tenant_with_a_full_queue_may_submit_again_once_a_job_starts(door: Doo
 
     assert (refused.status_code, refused.json["code"]) == (429, "queue_full")
     assert again.submit()
+
+
+class Pictures:
+    """An https server that answers with a picture, or as a test says; its certificate is vouched for by a file."""
+
+    def __init__(self, folder: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pictures")])
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+        now = datetime.now(UTC)
+        made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(hours=1))
+        self.certificate = folder / "certificate.pem"
+        self.certificate.write_bytes(
+            made.add_extension(names, critical=False).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        )
+        secret = folder / "key.pem"
+        secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        self.answer: tuple[int, dict[str, str], bytes] = (200, {}, a_file())
+        pictures = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, headers, body = pictures.answer
+                self.send_response(status)
+                for header in ({"content-length": str(len(body))} | headers).items():
+                    self.send_header(*header)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, secret)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self.server.server_port}/boat.png"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pictures]:
+    made = Pictures(tmp_path_factory.mktemp("pictures"))
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def outside(door: Door, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> Door:
+    """submit that may fetch from this machine, and trusts the server's certificate."""
+    pictures.answer = (200, {}, a_file())
+    context = ssl.create_default_context(cafile=str(pictures.certificate))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", context)
+    return a_door(door.deps.bus, door.deps.settings, webhook_allow="127.0.0.0/8")
+
+
+def with_picture(url: str) -> dict[str, Any]:
+    return a_body(model="tiny-i2v", input=an_input(image=url))
+
+
+def test_a_picture_at_an_https_address_becomes_an_upload(outside: Door, pictures: Pictures) -> None:
+    key = {"Idempotency-Key": "k"}
+    first, again = (outside.http.post(GENERATE, json=with_picture(pictures.url), headers=key) for _ in range(2))
+    event = outside.http.post("/", data=json.dumps([an_event(1, data=with_picture(pictures.url))]), content_type=BATCH)
+    openai = {"model": "tiny-i2v", "prompt": "a boat", "input_reference": {"image_url": pictures.url}}
+    video = outside.http.post("/v1/videos", json=openai)
+
+    assert (first.status_code, again.json["id"]) == (202, first.json["id"])
+    assert outside.deps.store.read(upload_key(outside.tenant, first.json["input"]["image"])) == a_file()
+    assert outside.get(event.json["jobs"][0]["id"]).json["input"]["image"] == first.json["input"]["image"]
+    assert outside.get(video.json["id"]).json["input"]["image"] == first.json["input"]["image"]
+
+
+BAD_ADDRESSES: dict[str, tuple[tuple[int, dict[str, str], bytes], str]] = {
+    "missing": ((404, {}, b""), "fetch"),
+    "a redirect": ((302, {"location": "http://169.254.169.254/"}, b""), "fetch"),
+    "no picture": ((200, {}, b"<html>"), "type"),
+    "cut off": ((200, {"content-length": "9999"}, b"\x89PNG"), "fetch"),
+    "a bomb": ((200, {}, a_bomb()), "max_pixels"),
+    "without end": ((200, {}, b"\x89PNG\r\n\x1a\n" + bytes(UPLOAD_MAX_BYTES)), "maximum"),
+}
+
+
+@pytest.mark.parametrize(("answer", "rule"), BAD_ADDRESSES.values(), ids=BAD_ADDRESSES)
+def test_what_an_address_answers_is_judged(
+    outside: Door, pictures: Pictures, answer: tuple[int, dict[str, str], bytes], rule: str
+) -> None:
+    pictures.answer = answer
+
+    refused = outside.http.post(GENERATE, json=with_picture(pictures.url))
+
+    assert (refused.status_code, refused.json["errors"][0]["pointer"]) == (422, "/input/image")
+    assert refused.json["errors"][0]["rule"] == rule
+    assert jobs(outside) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1:443/x",
+        "https://localhost/x",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/x",
+        "https://[::ffff:127.0.0.1]/x",
+        "https://2130706433/x",
+        "https://127.1/x",
+        "https://user@example.com/x",
+        "https://nats.default.svc/x",
+        "https://",
+    ],
+)
+def test_no_picture_is_fetched_from_inside(door: Door, url: str) -> None:
+    answer = door.http.post(GENERATE, json=with_picture(url))
+
+    assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "/input/image")
+    assert answer.json["errors"][0]["rule"] in ("address", "userinfo", "uri")

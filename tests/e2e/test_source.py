@@ -13,13 +13,14 @@ import pytest
 from engine.adapters.bus import Bus
 from engine.adapters.dead import dead_letters, redrive
 from engine.adapters.history import REDRIVE_HEADER
-from engine.contract.codec import decode, encode_nats
+from engine.contract.codec import decode, decode_batch, encode_nats
 from engine.contract.events import Event, subject
 from engine.contract.settings import Settings
 from engine.contract.streams import alarm_subjects
 from tests.e2e.sources import (
     DEAD,
     NOTHING,
+    cancel,
     done,
     ids,
     in_hand,
@@ -45,14 +46,14 @@ def sink(sink: Sink) -> Sink:
 def test_an_idle_source_posts_an_event_at_once_in_binary_mode_and_acknowledges(
     bus: Bus, sink: Sink, settings: Settings
 ) -> None:
-    event = done(1)
-    with source_thread("outcomes", settings, sink.url, extensions={"cluster": "here"}):
-        publish(bus, done(0))
+    event = cancel(1)
+    with source_thread("cancels", settings, sink.url, extensions={"cluster": "here"}):
+        publish(bus, cancel(0))
         wait_until(lambda: len(sink.received) == 1)
         before = time.monotonic()
         publish(bus, event)
         wait_until(lambda: len(sink.received) == 2)
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     post = sink.received[1]
     assert decode(post.headers, post.body) == Event(**{**fields(event), "extensions": {"cluster": "here"}})
@@ -67,7 +68,7 @@ def fields(event: Event) -> dict[str, Any]:
 
 def test_each_failure_makes_that_event_alone_wait_and_then_it_is_delivered_once(bus: Bus, settings: Settings) -> None:
     names = ("404", "503", "reset", "silence", "none")
-    events = {done(n).id: name for n, name in enumerate(names)}
+    events = {cancel(n).id: name for n, name in enumerate(names)}
     got: list[tuple[str, float]] = []
 
     def serve(connection: socket.socket, request: bytes) -> None:
@@ -76,9 +77,9 @@ def test_each_failure_makes_that_event_alone_wait_and_then_it_is_delivered_once(
         is_first = [n for n, _ in got].count(name) == 1
         misbehave(name if is_first else "none", connection)
 
-    with raw_server(serve) as url, source_thread("outcomes", settings, url, timeout_s=0.5):
-        publish(bus, *(done(n) for n in range(len(names))))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING and len(got) == 9)
+    with raw_server(serve) as url, source_thread("cancels", settings, url, timeout_s=0.5):
+        publish(bus, *(cancel(n) for n in range(len(names))))
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING and len(got) == 9)
 
     assert Counter(name for name, _ in got) == {"404": 2, "503": 2, "reset": 2, "silence": 2, "none": 1}
     first, second = (at for name, at in got if name == "503")
@@ -122,7 +123,7 @@ def test_after_a_pause_one_letter_goes_ahead_and_the_rest_follow_its_answer(
     all_came = threading.Event()
 
     def answer(_: Received) -> tuple[int, dict[str, str]]:
-        if len(sink.received) <= 5:
+        if len(sink.received) <= 4:
             all_came.wait(5)
             return 429, {"retry-after": "0"}
         if not num_at_answer:
@@ -132,15 +133,15 @@ def test_after_a_pause_one_letter_goes_ahead_and_the_rest_follow_its_answer(
         return 204, {}
 
     sink.answer = answer
-    with source_thread("outcomes", settings, sink.url):
-        sent = publish(bus, *(done(n) for n in range(5)))
-        wait_until(lambda: len(sink.received) == 5)
+    with source_thread("cancels", settings, sink.url):
+        sent = publish(bus, *(cancel(n) for n in range(4)))
+        wait_until(lambda: len(sink.received) == 4)
         all_came.set()
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
-    assert num_at_answer == [6]
-    assert ids(sink)[5] == sent[0]
-    assert sorted(ids(sink)[5:]) == sorted(sent)
+    assert num_at_answer == [5]
+    assert ids(sink)[4] == sent[0]
+    assert sorted(ids(sink)[4:]) == sorted(sent)
 
 
 def test_a_refused_event_becomes_a_dead_letter_with_the_reason(bus: Bus, sink: Sink, settings: Settings) -> None:
@@ -165,8 +166,8 @@ def test_the_reason_has_the_first_bytes_of_the_answer_in_one_line(bus: Bus, sett
     def serve(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 422 No\r\ncontent-length: 100000\r\n\r\nno\r\nsuch \xff model" + b"." * 5000)
 
-    with raw_server(serve) as url, source_thread("outcomes", settings, url):
-        publish(bus, done(1))
+    with raw_server(serve) as url, source_thread("cancels", settings, url):
+        publish(bus, cancel(1))
         wait_until(lambda: the_dead(bus))
 
     (letter,) = dead_letters(bus, limit=10)
@@ -178,10 +179,10 @@ def test_after_its_last_try_an_event_is_a_dead_letter_and_nothing_else(
     bus: Bus, sink: Sink, settings: Settings
 ) -> None:
     sink.answer = lambda _: (503, {"retry-after": "0"})
-    with source_thread("outcomes", settings, sink.url):
-        sent = publish(bus, done(1))
+    with source_thread("cancels", settings, sink.url):
+        sent = publish(bus, cancel(1))
         wait_until(lambda: the_dead(bus))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     (letter,) = dead_letters(bus, limit=10)
     assert (letter.tries, letter.reason) == (len(sink.received), f"{letter.tries} tries, the last one: HTTP 503:")
@@ -189,10 +190,10 @@ def test_after_its_last_try_an_event_is_a_dead_letter_and_nothing_else(
 
 
 def test_bytes_that_are_no_event_are_a_dead_letter_and_never_posted(bus: Bus, sink: Sink, settings: Settings) -> None:
-    with source_thread("outcomes", settings, sink.url):
-        bus.publish_bytes(subject(done(1)), {"x-from": "elsewhere"}, b"\xff no event")
+    with source_thread("cancels", settings, sink.url):
+        bus.publish_bytes(subject(cancel(1)), {"x-from": "elsewhere"}, b"\xff no event")
         wait_until(lambda: the_dead(bus))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     (letter,) = dead_letters(bus, limit=10)
     assert letter.reason.startswith("not an event: ")
@@ -204,10 +205,10 @@ def test_a_message_too_large_for_a_dead_letter_is_reported_without_its_body(
     bus: Bus, sink: Sink, settings: Settings
 ) -> None:
     body = b"x" * (2**20 - 100)
-    with source_thread("outcomes", settings, sink.url):
-        bus.publish_bytes(subject(done(1)), {"x-from": "elsewhere"}, body)
+    with source_thread("cancels", settings, sink.url):
+        bus.publish_bytes(subject(cancel(1)), {"x-from": "elsewhere"}, body)
         wait_until(lambda: the_dead(bus))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     assert the_dead(bus)[0].body == b""
     assert the_dead(bus)[0].headers["Cinevent-Dead-Omitted"] == f"the body of {len(body)} bytes"
@@ -215,11 +216,11 @@ def test_a_message_too_large_for_a_dead_letter_is_reported_without_its_body(
 
 def test_without_a_stream_for_dead_letters_nothing_is_lost(bus: Bus, sink: Sink, settings: Settings) -> None:
     sink.answer = in_turn((204, {}), (400, {}))
-    with source_thread("outcomes", settings, sink.url):
-        publish(bus, done(0))
+    with source_thread("cancels", settings, sink.url):
+        publish(bus, cancel(0))
         wait_until(lambda: sink.received)
         with_jetstream(settings, lambda js: js.delete_stream(DEAD))
-        lost = publish(bus, done(1))
+        lost = publish(bus, cancel(1))
         wait_until(lambda: len(sink.received) == 3)
         wait_until(lambda: the_dead(bus))
 
@@ -250,26 +251,49 @@ def test_a_source_takes_no_more_than_its_slots(bus: Bus, sink: Sink, settings: S
         return 204, {}
 
     sink.answer = answer
-    sent = publish(bus, *(done(n) for n in range(40)))
-    with source_thread("outcomes", settings, sink.url):
-        wait_until(lambda: len(sink.received) == 16)
-        assert in_hand(settings, "notify-done") == (16, 24)
+    sent = publish(bus, *(cancel(n) for n in range(40)))
+    with source_thread("cancels", settings, sink.url):
+        wait_until(lambda: len(sink.received) == 4)
+        assert in_hand(settings, "dispatch-cancel") == (4, 36)
         may_answer.set()
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     assert sorted(ids(sink)) == sorted(sent)
 
 
 def test_a_redriven_event_is_delivered_by_its_own_consumer_only(bus: Bus, sink: Sink, settings: Settings) -> None:
-    event, other = done(1), done(2)
+    event, other = cancel(1), cancel(2)
     headers, body = encode_nats(other)
     sink.answer = in_turn((400, {}), (204, {}))
-    with source_thread("outcomes", settings, sink.url):
+    with source_thread("cancels", settings, sink.url):
         publish(bus, event)
         wait_until(lambda: the_dead(bus))
-        bus.publish_bytes(subject(other), {**headers, REDRIVE_HEADER: "dispatch-cancel"}, body)
+        bus.publish_bytes(subject(other), {**headers, REDRIVE_HEADER: "dispatch-high"}, body)
         redrive(bus, the_dead(bus)[0].sequence)
         wait_until(lambda: len(sink.received) == 2)
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     assert ids(sink) == [event.id, event.id]
+
+
+def test_what_came_together_goes_as_a_batch_and_one_answer_is_for_all(bus: Bus, sink: Sink, settings: Settings) -> None:
+    sent = publish(bus, *(done(n) for n in range(250)))
+    with source_thread("outcomes", settings, sink.url):
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    batches = [decode_batch(post.headers, post.body) for post in sink.received]
+    assert sorted(event.id for batch in batches for event in batch) == sorted(sent)
+    assert 3 <= len(batches) < 50
+    assert max(len(batch) for batch in batches) <= 100
+
+
+def test_what_is_refused_in_a_batch_takes_no_other_along(bus: Bus, sink: Sink, settings: Settings) -> None:
+    bad = done(3).id
+    sink.answer = lambda post: (400 if bad.encode() in post.body + str(post.headers).encode() else 204, {})
+    publish(bus, *(done(n) for n in range(20)))
+    with source_thread("outcomes", settings, sink.url):
+        wait_until(lambda: the_dead(bus))
+        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+
+    (letter,) = dead_letters(bus, limit=30)
+    assert bad.encode() in letter.body

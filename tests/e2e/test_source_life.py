@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from engine.contract.codec import encode_nats
 from engine.contract.events import subject
 from engine.contract.settings import Settings
 from engine.contract.streams import CONSUMERS
-from tests.e2e.sources import NOTHING, done, ids, in_hand, publish, source_process, source_thread, with_jetstream
+from tests.e2e.sources import NOTHING, cancel, ids, in_hand, publish, source_process, source_thread, with_jetstream
 from tests.servers import NatsServer, Received, Sink, wait_until
 
 
 def test_at_sigterm_the_answer_on_its_way_counts_and_the_rest_goes_to_the_next_source(
     nats: NatsServer, bus: Bus, sink: Sink, settings: Settings, tmp_path: Path
 ) -> None:
-    slow, refused, unposted = done(1), done(2), done(3)
+    slow, refused, unposted = cancel(1), cancel(2), cancel(3)
     may_answer = threading.Event()
 
     def answer(request: Received) -> tuple[int, dict[str, str]]:
@@ -34,18 +33,18 @@ def test_at_sigterm_the_answer_on_its_way_counts_and_the_rest_goes_to_the_next_s
         return (429, {"retry-after": "60"}) if len(sink.received) == 2 else (204, {})
 
     sink.answer = answer
-    with source_process("outcomes", nats.url, sink.url, log=tmp_path / "source.log") as source:
+    with source_process("cancels", nats.url, sink.url, log=tmp_path / "source.log") as source:
         for number, event in enumerate((slow, refused), start=1):
             publish(bus, event)
             wait_until(lambda number=number: len(sink.received) == number)
         publish(bus, unposted)
-        wait_until(lambda: in_hand(settings, "notify-done") == (3, 0))
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == (3, 0))
         source.process.terminate()
-        with source_thread("outcomes", settings, sink.url):
+        with source_thread("cancels", settings, sink.url):
             wait_until(lambda: sorted(ids(sink)[2:]) == sorted((refused.id, unposted.id)), timeout_s=5)
             may_answer.set()
             assert source.process.wait(timeout=5) == 0
-            wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+            wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
 
 def test_an_event_is_not_delivered_twice_because_its_answer_takes_long(
@@ -58,21 +57,21 @@ def test_an_event_is_not_delivered_twice_because_its_answer_takes_long(
         return 204, {}
 
     async def shorten(js: Any) -> None:
-        config = replace(consumer_config(CONSUMERS["notify-done"]), ack_wait=ack_wait_s)
+        config = consumer_config(CONSUMERS["dispatch-cancel"], ack_wait_s=ack_wait_s)
         await js.add_consumer("CINEVENT_JOBS", config)
 
     async def num_deliveries(js: Any) -> int:
-        return int((await js.consumer_info("CINEVENT_JOBS", "notify-done")).delivered.consumer_seq)
+        return int((await js.consumer_info("CINEVENT_JOBS", "dispatch-cancel")).delivered.consumer_seq)
 
-    with source_thread("outcomes", settings, sink.url, beat_s=ack_wait_s / 3):
-        publish(bus, done(0))
+    with source_thread("cancels", settings, sink.url, beat_s=ack_wait_s / 3):
+        publish(bus, cancel(0))
         wait_until(lambda: sink.received)
         sink.answer = answer
         with_jetstream(settings, shorten)
-        publish(bus, done(1))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        publish(bus, cancel(1))
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
     assert with_jetstream(settings, num_deliveries) == 2
-    assert ids(sink) == [done(0).id, done(1).id]
+    assert ids(sink) == [cancel(0).id, cancel(1).id]
 
 
 def test_a_source_goes_on_after_its_server_was_killed_and_repeats_nothing_that_was_answered(
@@ -85,8 +84,8 @@ def test_a_source_goes_on_after_its_server_was_killed_and_repeats_nothing_that_w
         return 204, {}
 
     sink.answer = answer
-    with source_thread("outcomes", settings, sink.url):
-        before = publish(bus, done(1))
+    with source_thread("cancels", settings, sink.url):
+        before = publish(bus, cancel(1))
         wait_until(lambda: sink.received)
         # The acknowledgement is sent, and dies unread with the server.
         nats._process.send_signal(signal.SIGSTOP)
@@ -94,8 +93,8 @@ def test_a_source_goes_on_after_its_server_was_killed_and_repeats_nothing_that_w
         time.sleep(0.3)
         nats.kill()
         nats.start()
-        after = publish(bus, done(2))
-        wait_until(lambda: in_hand(settings, "notify-done") == NOTHING)
+        after = publish(bus, cancel(2))
+        wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     assert ids(sink) == before + after
 
@@ -105,11 +104,11 @@ def test_a_source_starts_before_its_server_and_needs_no_stream_to_be_there(
 ) -> None:
     nats.kill()
     log = tmp_path / "source.log"
-    with source_process("outcomes", nats.url, sink.url, log=log) as source:
+    with source_process("cancels", nats.url, sink.url, log=log) as source:
         wait_until(lambda: b"connecting" in log.read_bytes())
         nats.start()
         wait_until(lambda: b"pulling" in log.read_bytes())
-        event = done(1)
+        event = cancel(1)
         headers, body = encode_nats(event)
         with_jetstream(settings, lambda js: js.publish(subject(event), body, headers=headers))
         wait_until(lambda: ids(sink) == [event.id])
@@ -119,7 +118,7 @@ def test_a_source_starts_before_its_server_and_needs_no_stream_to_be_there(
 def test_a_source_without_a_server_ends_at_sigterm(nats: NatsServer, sink: Sink, tmp_path: Path) -> None:
     nats.kill()
     log = tmp_path / "source.log"
-    with source_process("outcomes", nats.url, sink.url, log=log) as source:
+    with source_process("cancels", nats.url, sink.url, log=log) as source:
         wait_until(lambda: b"connecting" in log.read_bytes())
         assert source.stop(timeout_s=5) == 0
 
@@ -133,26 +132,26 @@ def test_a_source_that_the_server_sent_away_comes_back(
         return int(js._nc.max_payload)
 
     config = nats.directory / "nats.conf"
-    with source_thread("outcomes", settings, sink.url, beat_s=0.2):
-        publish(bus, done(0))
+    with source_thread("cancels", settings, sink.url, beat_s=0.2):
+        publish(bus, cancel(0))
         wait_until(lambda: sink.received)
         config.write_text(config.read_text() + "max_payload: 2000\n")
         nats._process.send_signal(signal.SIGHUP)
         wait_until(lambda: with_jetstream(settings, limit) == 2000)
         # With the reason why it is none, this becomes a dead letter above the limit, which the source does not know.
-        bus.publish_bytes(subject(done(1)), {}, b"x" * 1950)
-        publish(bus, done(2))
-        wait_until(lambda: done(2).id in ids(sink))
-        publish(bus, done(3))
-        wait_until(lambda: done(3).id in ids(sink))
+        bus.publish_bytes(subject(cancel(1)), {}, b"x" * 1950)
+        publish(bus, cancel(2))
+        wait_until(lambda: cancel(2).id in ids(sink))
+        publish(bus, cancel(3))
+        wait_until(lambda: cancel(3).id in ids(sink))
 
 
 def test_a_deleted_consumer_is_made_again(bus: Bus, sink: Sink, settings: Settings) -> None:
-    with source_thread("outcomes", settings, sink.url):
-        publish(bus, done(1))
+    with source_thread("cancels", settings, sink.url):
+        publish(bus, cancel(1))
         wait_until(lambda: len(sink.received) == 1)
-        with_jetstream(settings, lambda js: js.delete_consumer("CINEVENT_JOBS", "notify-done"))
-        sent = publish(bus, done(2))
+        with_jetstream(settings, lambda js: js.delete_consumer("CINEVENT_JOBS", "dispatch-cancel"))
+        sent = publish(bus, cancel(2))
         wait_until(lambda: sent[0] in ids(sink))
 
 
@@ -166,7 +165,7 @@ def test_a_deleted_consumer_is_made_again(bus: Bus, sink: Sink, settings: Settin
     ],
 )
 def test_a_wrong_variable_ends_the_source_with_its_name_in_one_line(environ: dict[str, str]) -> None:
-    result = subprocess.run([sys.executable, "-m", "functions.source", "outcomes"], env=environ, capture_output=True)
+    result = subprocess.run([sys.executable, "-m", "functions.source", "cancels"], env=environ, capture_output=True)
 
     assert result.returncode == 2
     assert list(environ or {"K_SINK": ""})[-1].encode() in result.stderr

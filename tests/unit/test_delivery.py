@@ -133,14 +133,30 @@ def test_a_hand_lines_up_by_sequence() -> None:
     for sequence in (5, 2, 9, 1):
         hand.offer(a_letter(hand, sequence))
 
-    assert [hand.take().sequence for _ in range(4)] == [1, 2, 5, 9]
+    assert [letter.sequence for _ in range(2) for letter in hand.take(2)] == [1, 2, 5, 9]
+
+
+def test_a_turn_takes_a_batch_where_the_consumer_has_batches() -> None:
+    hand = Hand(CONSUMERS["notify-deliveries"])
+    for sequence in range(130):
+        hand.offer(a_letter(hand, sequence))
+
+    assert [len(turn.letters) for turn in take(Rota(hands=[hand]), 2)] == [100, 30]
+
+
+def test_a_hand_with_all_its_posts_under_way_waits_for_an_answer() -> None:
+    hand = Hand(CONSUMERS["notify-deliveries"])
+    hand.offer(a_letter(hand, 1))
+    hand.num_posts = hand.consumer.posts
+
+    assert not hand.is_ready
 
 
 def test_every_ten_turns_are_shared_6_to_3_to_1() -> None:
     turns = take(Rota(hands=full_hands()), 100)
 
     for start in range(0, 100, 10):
-        shares = Counter(turn.letter.consumer.name for turn in turns[start : start + 10])
+        shares = Counter(turn.hand.consumer.name for turn in turns[start : start + 10])
         assert shares == {"dispatch-high": 6, "dispatch-normal": 3, "dispatch-low": 1}
 
 
@@ -152,9 +168,9 @@ def test_refused_turns_change_no_share_and_no_order(refusals: list[bool]) -> Non
         if is_refused:
             rota.undo(turn)
         else:
-            accepted.append(turn.letter)
+            accepted.append(turn.letters)
 
-    assert accepted == [turn.letter for turn in take(Rota(hands=full_hands()), len(accepted))]
+    assert accepted == [turn.letters for turn in take(Rota(hands=full_hands()), len(accepted))]
 
 
 def test_turns_that_went_together_can_be_refused_together() -> None:
@@ -162,7 +178,7 @@ def test_turns_that_went_together_can_be_refused_together() -> None:
     for turn in take(rota, 10):
         rota.undo(turn)
 
-    assert [t.letter for t in take(rota, 10)] == [t.letter for t in take(Rota(hands=full_hands()), 10)]
+    assert [t.letters for t in take(rota, 10)] == [t.letters for t in take(Rota(hands=full_hands()), 10)]
 
 
 def test_an_open_gate_lets_everybody_through() -> None:
@@ -170,8 +186,8 @@ def test_an_open_gate_lets_everybody_through() -> None:
 
 
 def test_after_the_pause_one_letter_goes_and_its_answer_opens_the_gate() -> None:
-    gate, hand = Gate(), full_hands()[0]
-    late, ahead = hand.take(), hand.take()
+    gate = Gate()
+    late, ahead = take(Rota(hands=full_hands()), 2)
     gate.shut(10.0)
     assert gate.wait_s(4.0) == 6.0
 
@@ -186,7 +202,7 @@ def test_after_the_pause_one_letter_goes_and_its_answer_opens_the_gate() -> None
 def test_a_second_refusal_shuts_the_gate_again_for_the_longer_pause() -> None:
     gate = Gate()
     gate.shut(10.0)
-    gate.go(full_hands()[0].take())
+    gate.go(take(Rota(hands=full_hands()), 1)[0])
     gate.shut(5.0)
 
     assert gate.wait_s(6.0) == 4.0

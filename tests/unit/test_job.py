@@ -224,7 +224,24 @@ def test_a_dns_label_may_name_a_tenant(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-a", "a-", "A", "a.b", "a b", "a*", ">", "a" * 33, "a\n", "\u00e4", "dead", "alarms", "webhooks"]
+    "text",
+    [
+        "",
+        "-a",
+        "a-",
+        "A",
+        "a.b",
+        "a b",
+        "a*",
+        ">",
+        "a" * 33,
+        "a\n",
+        "\u00e4",
+        "dead",
+        "alarms",
+        "webhooks",
+        "deliveries",
+    ],
 )
 def test_what_would_break_or_imitate_a_subject_names_no_tenant(text: str) -> None:
     assert not is_tenant(text)

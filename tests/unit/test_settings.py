@@ -21,6 +21,9 @@ OTHER = {
     "attention": "flash",
     "weights_dtype": "float8",
     "offload": "never",
+    "webhook_allow": "127.0.0.0/8,localhost",
+    "webhook_deny": "203.0.113.0/24",
+    "webhook_ports": "443,8443",
 }
 """Values beside the defaults for the fields that not any text or number fits."""
 
@@ -84,6 +87,8 @@ def test_an_empty_variable_is_an_unset_one() -> None:
         ("CINEVENT_GPU_MEMORY_GIB", "nan", "range"),
         ("CINEVENT_CHECKPOINT_INTERVAL_S", "-1", "range"),
         ("CINEVENT_WEBHOOK_TIMEOUT_S", "60", "maximum"),
+        ("CINEVENT_WEBHOOK_PATIENCE_S", "60", "maximum"),
+        ("CINEVENT_WEBHOOK_TIME_SCALE", "0", "positive"),
         ("CINEVENT_TENANT", "Team", "tenant"),
         ("CINEVENT_TENANT", "dead", "tenant"),
         ("CINEVENT_STORE_URL", "/var/store", "scheme"),

@@ -5,11 +5,23 @@ from itertools import combinations
 import pytest
 
 from engine.contract.events import EVENTS, subject
-from engine.contract.streams import CONSUMERS, SOURCES, STREAMS, Consumer, Stream, alarm_subjects, dead_subject
+from engine.contract.streams import (
+    CONSUMERS,
+    SOURCES,
+    STREAMS,
+    Consumer,
+    Stream,
+    alarm_subjects,
+    dead_subject,
+    delivery_subjects,
+    record_subject,
+    status_subject,
+)
 from tests.make import JOB, TENANT, a_request, an_event
 
 BY_NAME = {stream.name: stream for stream in STREAMS}
 JOB_EVENTS = [name for name, kind in EVENTS.items() if kind.suffix]
+DELIVERY = "d" + "abc23" * 5
 ALARM = alarm_subjects(TENANT, JOB)
 
 
@@ -91,7 +103,26 @@ def test_a_consumer_pulls_from_its_stream_alone_and_for_one_source(consumer: Con
     assert min(consumer.slots, consumer.tries) > 0
 
 
-@pytest.mark.parametrize("stream", ["CINEVENT_JOBS", "CINEVENT_ALARMS"])
+def test_a_delivery_waits_and_is_due_in_the_stream_that_schedules() -> None:
+    set_on, due_on = delivery_subjects(TENANT, "shop", DELIVERY)
+
+    assert [streams_of(each) for each in (set_on, due_on)] == [["CINEVENT_WEBHOOKS"]] * 2
+    assert BY_NAME["CINEVENT_WEBHOOKS"].schedules
+    assert [name for name, consumer in CONSUMERS.items() if meet(consumer.filter, set_on)] == []
+    assert [name for name, consumer in CONSUMERS.items() if meet(consumer.filter, due_on)] == ["notify-deliveries"]
+
+
+def test_records_and_statuses_have_streams_that_nobody_pulls() -> None:
+    record = record_subject(TENANT, endpoint="shop", job=JOB, delivery=DELIVERY)
+
+    assert streams_of(record) == ["CINEVENT_DELIVERIES"]
+    assert streams_of(status_subject(TENANT, "shop")) == ["CINEVENT_ENDPOINTS"]
+    assert [
+        name for name, row in CONSUMERS.items() if row.stream in ("CINEVENT_DELIVERIES", "CINEVENT_ENDPOINTS")
+    ] == []
+
+
+@pytest.mark.parametrize("stream", ["CINEVENT_JOBS", "CINEVENT_ALARMS", "CINEVENT_WEBHOOKS"])
 def test_no_message_is_pulled_twice(stream: str) -> None:
     filters = [consumer.filter for consumer in CONSUMERS.values() if consumer.stream == stream]
 
@@ -116,6 +147,13 @@ def test_a_dead_letter_of_an_alarm_goes_to_the_dead() -> None:
     where = dead_subject("dispatch-alarms", ALARM[1])
 
     assert where == f"cinevent.dead.dispatch-alarms.{TENANT}.{JOB}.check"
+    assert streams_of(where) == ["CINEVENT_DEAD"]
+
+
+def test_a_dead_delivery_goes_to_the_dead() -> None:
+    where = dead_subject("notify-deliveries", delivery_subjects(TENANT, "shop", DELIVERY)[1])
+
+    assert where == f"cinevent.dead.notify-deliveries.{TENANT}.shop.{DELIVERY}"
     assert streams_of(where) == ["CINEVENT_DEAD"]
 
 
