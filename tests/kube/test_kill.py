@@ -126,12 +126,15 @@ def test_a_launch_that_is_killed_anywhere_leads_to_one_run(
     for job, point in zip(jobs, POINTS[launcher], strict=True):
         event = an_event("requested", time=datetime.now(UTC), job=job, request=a_request().to_json())
         bus.publish(event)
-        pid, url = forker.start()
+        if point.method == "GET":
+            # One that went on with the last job has its lists already.
+            pid, url = forker.start()
         killed = kill_at(api, pid, point)
         assert (post(url, event), killed.is_set()) == (0, True), point
         api.before = api.after = lambda _: None
 
-        assert post(forker.start()[1], event) == 204, point
+        pid, url = forker.start()
+        assert post(url, event) == 204, point
 
     names = [item["metadata"]["name"] for item in api.of(RUNS[launcher])]
     assert sorted(names) == sorted(run_name(job, 1) for job in jobs)

@@ -91,19 +91,20 @@ def _by_condition(condition: Mapping[str, Any], evidence: Evidence) -> Failure:
 
 
 def _suspended(evidence: Evidence) -> Observation:
-    evicted = true_condition(evidence.workload, frozenset({"Evicted"}))
-    if evidence.workload.get("spec", {}).get("active") is False or str(evicted.get("reason", "")).startswith(
-        "Deactivated"
-    ):
+    if evidence.workload.get("spec", {}).get("active") is False:
+        # The run itself only says that it is suspended, for ever.
+        evicted = true_condition(evidence.workload, frozenset({"Evicted"}))
         why = evicted.get("message") or evicted.get("reason") or "somebody did"
         message = f"Kueue's workload of the run was deactivated: {why}"
         return _failed(Failure(code="queue_deactivated", message=message, retryable=False))
-    quota: Mapping[str, Any] = next(
-        (c for c in evidence.workload.get("status", {}).get("conditions", ()) if c["type"] == "QuotaReserved"), {}
-    )
-    why = quota.get("message") or "no quota is free for it yet"
+    conditions = evidence.workload.get("status", {}).get("conditions") or ()
+    said = next((c.get("message") for c in conditions if c["type"] == "QuotaReserved"), "")
     since = true_condition(evidence.run, frozenset({"Suspended"})).get("lastTransitionTime")
-    why = waiting("queued", why, since=since or evidence.run["metadata"]["creationTimestamp"])
+    why = waiting(
+        "queued",
+        said or "no quota is free for it yet",
+        since=since or evidence.run["metadata"]["creationTimestamp"],
+    )
     return Observation(phase=Phase.WAITING, waiting=why)
 
 

@@ -6,7 +6,6 @@ list may be older than the run.
 """
 
 import json
-import logging
 import math
 import threading
 import time
@@ -29,7 +28,6 @@ from functions.dispatch.launchers.kube import Exists, Json, Kube
 from functions.dispatch.launchers.pytorchjob import PYTORCHJOB
 from functions.dispatch.launchers.shared import Shared
 
-_LOG = logging.getLogger(__name__)
 KINDS = {kind.name: kind for kind in (PYTORCHJOB, INDEXEDJOB)}
 # A look at a run that changed this long ago is early enough, and a place that became free is taken within seconds. A
 # hint says that something changed just now: its run is looked at without lists.
