@@ -44,6 +44,11 @@ def bar(data: dict[str, Any]) -> str:
     return f"{data['stage']:<14} [{'#' * done}{'.' * (_BAR_WIDTH - done)}] {data['percent']:3.0f} %  step {steps}{eta}"
 
 
+def words(event: Event) -> str:
+    """One line for any other event: its name, and for a run that waits what it waits for."""
+    return f"waiting: {event.data['message']}" if event.name == "waiting" else event.name
+
+
 class _Painter:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -53,7 +58,7 @@ class _Painter:
         if self._as_json:
             print(encode(event)[1].decode(), flush=True)
         elif event.name != "progress":
-            self._line(event.name)
+            self._line(words(event))
         elif self._is_live:
             print(f"{_CLEAR}{bar(dict(event.data))[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:

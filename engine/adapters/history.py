@@ -34,7 +34,9 @@ class History:
         """The job as it stands now. Raises NotFound, Unavailable."""
         filters = [job_subjects(tenant, job)]
         events = _events(self._bus.last("CINEVENT_JOBS", filters, deadline_s=deadline_s))
-        progress = _events(self._bus.last("CINEVENT_PROGRESS", filters, deadline_s=deadline_s)) if events else []
+        # Before its start a job has no progress: one question less for each look at a job that waits.
+        has_started = any(event.name == "started" for _, event in events)
+        progress = _events(self._bus.last("CINEVENT_PROGRESS", filters, deadline_s=deadline_s)) if has_started else []
         folded = fold(_merged(events, progress))
         if folded is None:
             raise NotFound(f"there is no job {job}")

@@ -98,7 +98,7 @@ class Launcher(Protocol):
         """
 
     def observe(self, run: str, *, is_fresh: bool = False) -> Observation:
-        """Where the run is; what is known may be a few seconds old, or one if it is to be fresh. Raises Unavailable."""
+        """Where the run is; what is known may be a few seconds old, less if it is to be fresh. Raises Unavailable."""
 
     def cancel(self, run: str) -> None:
         """End the run: it is neither RUNNING nor WAITING afterwards. One that is over, or never was, is success.
@@ -109,7 +109,7 @@ class Launcher(Protocol):
     def active(self, *, is_fresh: bool = False) -> list[ActiveRun]:
         """All runs that are RUNNING or WAITING.
 
-        Those of others may be known a few seconds late, or one if it is to be fresh. Raises Unavailable.
+        Those of others may be known a few seconds late, less if they are to be fresh. Raises Unavailable.
         """
 
     def tenant_of(self, run: str) -> str:

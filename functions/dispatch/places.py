@@ -58,18 +58,23 @@ class Places:
 
         A run of the same job takes nobody's place: it is the one that is followed, or the very same.
         """
-        with self._lock:
-            try:
-                self._admit(job, wanted, active(is_fresh=False))
-            except AtCapacity:
-                # Perhaps a place has become free since; there are no others to be seen in an older list.
-                self._admit(job, wanted, active(is_fresh=True))
-            self._taken[wanted.name] = wanted
+        try:
+            self._reserve(job, wanted, active, is_fresh=False)
+        except AtCapacity:
+            # Perhaps a place has become free since: an old list has too many runs, not too few.
+            self._reserve(job, wanted, active, is_fresh=True)
         try:
             yield
         finally:
             with self._lock:
                 del self._taken[wanted.name]
+
+    def _reserve(self, job: Job, wanted: ActiveRun, active: Active, *, is_fresh: bool) -> None:
+        # Before the lock, so that all wait for one answer and not each for its own. Within it the answer is at hand.
+        active(is_fresh=is_fresh)
+        with self._lock:
+            self._admit(job, wanted, active(is_fresh=is_fresh))
+            self._taken[wanted.name] = wanted
 
     def _admit(self, job: Job, wanted: ActiveRun, active: Iterable[ActiveRun]) -> None:
         others = {run.name: run for run in (*active, *self._taken.values()) if not run.name.startswith(job.id)}

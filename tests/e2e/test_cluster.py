@@ -55,7 +55,7 @@ def test_a_request_becomes_a_pytorchjob_on_two_nodes_a_video_in_s3_and_a_webhook
     cluster = Cluster(kube, tmp_path / "pods", secrets={"cinevent-engine": KEYS})
     with running(cluster), a_system(tmp_path / "data", models=models, processes=2, env=env) as system:
         job = system.submit(*SMALL, "--webhook", sink.url)
-        state = system.await_state(job, "COMPLETED", "FAILED", timeout_s=120)
+        state = system.await_state(job, "COMPLETED", "FAILED", timeout_s=240)
         video = tmp_path / "video.mp4"
         done = system.cinevent("video", job, "-o", str(video))
         wait_until(lambda: sink.received, what="the webhook comes")

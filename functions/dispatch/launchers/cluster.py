@@ -1,5 +1,5 @@
-"""Runs in a Kubernetes cluster, of any kind: the calls. manifests are pytorchjob.py's and indexedjob.py's, what objects
-mean is classify.py's.
+"""Runs in a Kubernetes cluster, of any kind: the calls. What is made is pytorchjob.py's and indexedjob.py's, what
+objects mean is classify.py's.
 
 Lists are shared by all looks of a few seconds. What is not in a list is asked for by name before anybody acts on it: a
 list may be older than the run.
@@ -31,10 +31,10 @@ from functions.dispatch.launchers.shared import Shared
 
 _LOG = logging.getLogger(__name__)
 KINDS = {kind.name: kind for kind in (PYTORCHJOB, INDEXEDJOB)}
-# A look at a run that changed this long ago is early enough; a hint says that something changed just now, and a place
-# that became free is taken within a second.
+# A look at a run that changed this long ago is early enough, and a place that became free is taken within seconds. A
+# hint says that something changed just now: its run is looked at without lists.
 _LOOK_AGE_S = 5.0
-_FRESH_S = 1.0
+_FRESH_S = 2.0
 _RETRY_AFTER_S = 5.0
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
@@ -96,11 +96,10 @@ class ClusterLauncher:
 
     def observe(self, run: str, *, is_fresh: bool = False) -> Observation:
         """Where the run is."""
-        max_age_s = _FRESH_S if is_fresh else _LOOK_AGE_S
-        found = self._seen(max_age_s).get(run) or self._asked(run)
+        found = (None if is_fresh else self._seen(_LOOK_AGE_S).get(run)) or self._asked(run)
         if found is None:
             return Observation(phase=Phase.ABSENT)
-        return classify(self._evidence(found, max_age_s), now=datetime.now(UTC))
+        return classify(self._evidence(found, is_fresh=is_fresh), now=datetime.now(UTC))
 
     def cancel(self, run: str) -> None:
         """Delete a run that is not over, with its pods; one that is over stays as evidence, but is not active."""
@@ -160,9 +159,9 @@ class ClusterLauncher:
             return None
         return _run(item) if _is_ours(item) else None
 
-    def _evidence(self, run: _Run, max_age_s: float) -> Evidence:
-        uid = run.item["metadata"]["uid"]
-        pods = [] if is_suspended(run.item) else self._pods_of(run, max_age_s)
+    def _evidence(self, run: _Run, *, is_fresh: bool) -> Evidence:
+        uid, max_age_s = run.item["metadata"]["uid"], _FRESH_S if is_fresh else _LOOK_AGE_S
+        pods = [] if is_suspended(run.item) else self._pods_of(run, is_fresh=is_fresh)
         events: list[Json] = []
         workload: Json = {}
         if is_suspended(run.item) and self._queue:
@@ -171,10 +170,10 @@ class ClusterLauncher:
             events = self._events.get(max_age_s=max_age_s)[1].get(uid, [])
         return Evidence(run=run.item, num_nodes=run.num_nodes, pods=pods, events=events, workload=workload)
 
-    def _pods_of(self, run: _Run, max_age_s: float) -> list[Json]:
+    def _pods_of(self, run: _Run, *, is_fresh: bool) -> list[Json]:
         """Those that are alive, from the list; all of them if some are not."""
-        if not run.is_over:
-            alive = self._pods.get(max_age_s=max_age_s)[1].get(run.active.name, [])
+        if not (run.is_over or is_fresh):
+            alive = self._pods.get(max_age_s=_LOOK_AGE_S)[1].get(run.active.name, [])
             if len(alive) >= run.num_nodes or not run.item.get("status", {}).get("conditions"):
                 return alive
         names = ("job", "attempt")
@@ -218,14 +217,14 @@ def open_launcher(settings: Settings, environ: Mapping[str, str]) -> ClusterLaun
 
 def _run(item: Json) -> _Run:
     metadata = item["metadata"]
-    plan = Plan.from_json(json.loads(metadata["annotations"][pod.PLAN]))
+    num_nodes, num_processes = _counts(item) or (1, 1)
     active = ActiveRun(
         name=metadata["name"],
         tenant=metadata["labels"][f"{pod.LABEL}tenant"],
-        num_gpus=plan.world_size,
+        num_gpus=num_nodes * num_processes,
         is_queued=is_suspended(item),
     )
-    return _Run(item=_trimmed(item), active=active, num_nodes=plan.num_nodes, is_over=is_over(item))
+    return _Run(item=_trimmed(item), active=active, num_nodes=num_nodes, is_over=is_over(item))
 
 
 def _is_ours(item: Json) -> bool:
@@ -235,8 +234,17 @@ def _is_ours(item: Json) -> bool:
         pod.MANAGED_BY.items() <= labels.items()
         and is_id(labels.get(f"{pod.LABEL}job", ""))
         and {f"{pod.LABEL}tenant", f"{pod.LABEL}attempt"} <= labels.keys()
-        and pod.PLAN in item["metadata"].get("annotations", {})
+        and _counts(item) is not None
     )
+
+
+def _counts(item: Json) -> tuple[int, int] | None:
+    """Nodes and processes per node, by the plan that stands at the run; None if it is not readable any more."""
+    try:
+        plan = json.loads(item["metadata"]["annotations"][pod.PLAN])
+        return int(plan["num_nodes"]), int(plan["num_processes"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _run_of_pod(item: Json) -> str:
@@ -246,14 +254,12 @@ def _run_of_pod(item: Json) -> str:
 
 def _trimmed(item: Json) -> Json:
     """What is read of a run or a workload. A list of a thousand whole ones would take a hundred megabytes."""
-    return {
-        "metadata": _only(
-            item["metadata"],
-            ("name", "uid", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp"),
-        ),
-        "spec": _only(item.get("spec", {}), ("suspend", "runPolicy", "active")),
-        "status": _only(item.get("status", {}), ("conditions",)),
-    }
+    names = ("name", "uid", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp")
+    return _compact(
+        metadata=_only(item["metadata"], names),
+        spec=_only(item.get("spec", {}), ("suspend", "runPolicy", "active")),
+        status=_only(item.get("status", {}), ("conditions",)),
+    )
 
 
 def _trimmed_pod(item: Json) -> Json:
@@ -265,16 +271,22 @@ def _trimmed_pod(item: Json) -> Json:
         if name in status
     }
     conditions = [c for c in status.get("conditions", ()) if c["type"] in ("PodScheduled", "DisruptionTarget")]
-    return {
-        "metadata": _only(item["metadata"], ("name", "labels", "creationTimestamp", "deletionTimestamp")),
-        "spec": _only(item.get("spec", {}), ("nodeName",)),
-        "status": {**_only(status, ("phase", "reason", "message")), "conditions": conditions, **containers},
-    }
+    return _compact(
+        metadata=_only(item["metadata"], ("name", "labels", "creationTimestamp", "deletionTimestamp")),
+        spec=_only(item.get("spec", {}), ("nodeName",)),
+        status={**_only(status, ("phase", "reason", "message")), "conditions": conditions, **containers},
+    )
 
 
 def _trimmed_event(item: Json) -> Json:
     """What is read of a warning."""
-    return _only(item, ("reason", "message", "involvedObject"))
+    return _compact(**_only(item, ("reason", "message", "involvedObject")))
+
+
+def _compact(**parts: Json) -> Json:
+    """A copy of its own: parts of a page would keep the memory of the whole page from being given back."""
+    copy: Json = json.loads(json.dumps(parts))
+    return copy
 
 
 def _only(item: Json, names: tuple[str, ...]) -> Json:

@@ -26,8 +26,8 @@ _TIMEOUT_S = (3.0, 15.0)
 _RETRY_AFTER_S = 5.0
 # An installation that somebody has to put right.
 _REPAIR_AFTER_S = 30.0
-# Objects per answer: a few megabytes.
-_PAGE = 500
+# Objects per answer: a page takes ten times its size while it is read.
+_PAGE = 250
 # A list whose continuation has expired is begun anew; one that expires so often never ends.
 _LIST_TRIES = 3
 # As many as a function has threads (gunicorn_conf.py).
