@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -130,19 +131,26 @@ class Courier:
     async def _carry(self, parcels: Sequence[Parcel]) -> list[Result]:
         trips = [_Trip(parcel) for parcel in parcels]
         tasks = [asyncio.create_task(self._travel(trip)) for trip in trips]
-        _, pending = await asyncio.wait(tasks, timeout=self._terms.patience_s)
+        patience_s = self._patience_s(parcels)
+        _, pending = await asyncio.wait(tasks, timeout=patience_s)
         if pending and len(self._slow) + len(pending) > _SLOW_MAX:
             await asyncio.wait(pending)
-        return [self._result(trip, task) for trip, task in zip(trips, tasks, strict=True)]
+        return [self._result(trip, task, waited_s=patience_s) for trip, task in zip(trips, tasks, strict=True)]
 
-    def _result(self, trip: "_Trip", task: "asyncio.Task[Said | Comeback]") -> Result:
+    def _patience_s(self, parcels: Sequence[Parcel]) -> float:
+        lanes = Counter(_key(parcel.endpoint) for parcel in parcels)
+        endpoints = {_key(parcel.endpoint): parcel.endpoint for parcel in parcels}
+        most_s = self._terms.patience_s
+        return max(self._lane(endpoints[key]).patience_s(num, most_s=most_s) for key, num in lanes.items())
+
+    def _result(self, trip: "_Trip", task: "asyncio.Task[Said | Comeback]", *, waited_s: float) -> Result:
         if task.done():
             return task.result()
         lane = self._lane(trip.parcel.endpoint)
         if not trip.is_under_way:
             task.cancel()
             return Comeback(after_s=lane.queue_s(time.monotonic()))
-        lane.num_slow += 1
+        lane.is_slow(waited_s=waited_s)
         self._slow.add(task)
         task.add_done_callback(lambda ended: self._arrived_late(trip, lane, ended))
         return Slow()
