@@ -176,14 +176,19 @@ class Deliveries:
             found[event.data["tenant"], event.data["job"]] = webhook
         return found
 
-    def newest_progress(self, jobs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Event]:
-        """The newest progress of these jobs; none of those that are done."""
+    def newest_progress(self, jobs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, Event]]:
+        """The newest progress of these jobs with its stream sequence; none of those that are done."""
         keys = list(dict.fromkeys(jobs))
         filters = [f"cinevent.{tenant}.{job}.done.*" for tenant, job in keys]
         progress = self._last("CINEVENT_PROGRESS", [job_subjects(*key) for key in keys])
         # Asked second: an outcome that comes in between is seen.
         done = {(e.data["tenant"], e.data["job"]) for e in _events(self._last("CINEVENT_JOBS", filters))}
-        return {key: e for e in _events(progress) if (key := (e.data["tenant"], e.data["job"])) not in done}
+        found = {}
+        for message, event in zip(progress, _events(progress), strict=True):
+            key = (event.data["tenant"], event.data["job"])
+            if key not in done:
+                found[key] = (message.sequence, event)
+        return found
 
     def statuses(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The last word about each standing endpoint, by tenant and name."""
