@@ -1,5 +1,5 @@
 # make demo   one request becomes one video, on this machine
-# make test   all tests; make check: lint, format, types, import rules; CI runs both
+# make test   all tests, a file to a core at a time; make check: lint, format, types, import rules; CI runs both
 PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a cat walks on the beach at sunset
@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python -m functions.demo "$(PROMPT)"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

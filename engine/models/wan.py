@@ -6,6 +6,7 @@ JobFailed("model_load_failed") with the path; no other attempt would help.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.utils.constants import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from engine.contract.errors import JobFailed
 from engine.contract.models import ModelRow
@@ -144,7 +147,7 @@ def make_room(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def read_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
-    """Fill the parameters of `module` from the safetensors files in `path`, and return it.
+    """Fill the parameters of `module` from its safetensors files in `path`, and return it.
 
     Each rank reads the slices that are its own, straight into their place and dtype. Raises JobFailed.
     """
@@ -152,11 +155,22 @@ def read_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
     with _reading(path):
         # What dcp.load does, less its collectives: there is nothing to agree upon, and other threads may be using them.
         reader, planner = HuggingFaceStorageReader(str(path), thread_count=_READERS), DefaultLoadPlanner()
+        reader.fs = _WeightFiles()
         found = reader.read_metadata()
         planner.set_up_planner(places, found, is_coordinator=True)
         reader.set_up_storage_reader(found, is_coordinator=True)
         reader.read_data(planner.create_local_plan(), planner).wait()
     return module
+
+
+class _WeightFiles(FileSystem):
+    """The files that a component is made of, as diffusers chooses them: other precisions may lie beside them."""
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        index = Path(path) / SAFE_WEIGHTS_INDEX_NAME
+        if not index.exists():
+            return [str(Path(path) / SAFETENSORS_WEIGHTS_NAME)]
+        return [str(Path(path) / name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _check_shape(row: ModelRow, path: Path, expert: WanTransformer3DModel) -> None:
@@ -198,7 +212,7 @@ def _reading(path: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     # What the libraries raise for absent, cut, unreadable or foreign files; RuntimeError is for a tensor's shape.
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise _failed(path, first_line or type(error).__name__) from error
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from engine import load
 from engine.contract.errors import JobFailed
 from engine.contract.models import CATALOG
 from engine.mesh import Ranks, divide
+from engine.models import wan
 from tests.engine.ours import ALONE
 
 ROW = CATALOG["tiny-t2v"]
@@ -38,6 +40,12 @@ def change(**values: Any) -> Callable[[Path], None]:
     return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def change_an_index(path: Path) -> None:
+    path.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"scale_shift_table": path.name, "patch_embedding.weight": "absent.safetensors"}})
+    )
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no folder": ("", shutil.rmtree),
     "no index": ("model_index.json", Path.unlink),
@@ -52,6 +60,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fewer weights than layers": ("transformer_2/config.json", change(num_layers=4)),
     "other shapes": ("transformer_2/config.json", change(ffn_dim=128)),
     "another model": ("transformer_2/config.json", change(num_attention_heads=2, attention_head_dim=48)),
+    "a file less than its index says": (TRANSFORMER, change_an_index),
     "no scheduler": ("scheduler", shutil.rmtree),
     "cut text encoder": ("text_encoder/model.safetensors", cut),
     "other text shapes": ("text_encoder/config.json", change(d_ff=256)),
@@ -81,6 +90,23 @@ def test_broken_weights_are_named(models: Path, ranks: Ranks, tmp_path: Path, ca
         load_all(tmp_path, ranks)
     assert (failure.value.code, failure.value.retryable) == ("model_load_failed", False)
     assert str(folder / name.partition("/")[0]) in failure.value.message
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_other_precisions_beside_the_weights_are_not_read(models: Path, tmp_path: Path, is_split: bool) -> None:
+    folder = tmp_path / "vae"
+    shutil.copytree(models / ROW.name / "vae", folder)
+    whole = wan.make_vae(tmp_path)
+    expected = wan.read_weights(whole, folder).state_dict()
+    if is_split:
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+        whole.save_pretrained(folder, max_shard_size="100KB")
+        assert len(list(folder.glob("*.safetensors"))) > 1
+    halves = {name: tensor.half() for name, tensor in expected.items()}
+    save_file(halves, folder / "diffusion_pytorch_model.fp16.safetensors")
+    found = wan.read_weights(wan.make_vae(tmp_path), folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in found)
 
 
 def test_only_the_reporter_reads_the_text_encoder(tmp_path: Path, ranks: Ranks) -> None:
