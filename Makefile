@@ -40,6 +40,7 @@ check: setup
 	$(BIN)/python -m knative.check
 
 bench: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench $(ONLY)
 
 docs: setup

