@@ -22,6 +22,7 @@ from tests.servers import free_port, wait_until
 _ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
 _CRD_DIR = os.environ.get("CRD_DIR", "")
 _CRDS = ("kubeflow-pytorchjobs.yaml", "kueue-workloads.yaml")
+_COLLECTIONS = ("/apis/kubeflow.org/v1/pytorchjobs", "/apis/kueue.x-k8s.io/v1beta1/workloads")
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
@@ -45,7 +46,8 @@ class RealKube:
         wait_until(lambda: _answers(admin), timeout_s=60, what="kube-apiserver is ready")
         for name in _CRDS:
             admin.create(_DEFINITIONS, yaml.safe_load((Path(_CRD_DIR) / name).read_text()))
-        wait_until(lambda: _established(admin) == len(_CRDS), what="the definitions are served")
+        wait_until(lambda: _established(admin) == len(_CRDS), what="the definitions are there")
+        wait_until(lambda: all(_answers(admin, path) for path in _COLLECTIONS), what="their objects can be kept")
         admin.close()
 
     def open(self) -> Kube:
@@ -56,10 +58,14 @@ class RealKube:
         return admin
 
     def stop(self) -> None:
+        # etcd last: an API server that lost it does not end by itself.
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
-        for process in self._processes:
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=10)
 
     def _needed(self) -> list[Path]:
         return [
@@ -120,15 +126,17 @@ class RealKube:
         return Kube.open(namespace=namespace, kubeconfig=str(path))
 
 
-def _answers(admin: Kube) -> bool:
+def _answers(admin: Kube, path: str = "/version") -> bool:
     try:
-        return bool(admin.get("/version"))
+        return bool(admin.get(path))
     except CineventError:
         return False
 
 
 def _established(admin: Kube) -> int:
     return sum(
-        any(c["type"] == "Established" and c["status"] == "True" for c in item.get("status", {}).get("conditions", ()))
+        any(
+            c["type"] == "Established" and c["status"] == "True" for c in item.get("status", {}).get("conditions") or ()
+        )
         for item in admin.list_all(_DEFINITIONS, labels={}, keep=dict)
     )

@@ -49,7 +49,9 @@ class Operator:
     def say(self, run: str, kind: str, *, status: str = "True", **more: str) -> None:
         """Write one condition of a run, instead of those it has, and what the API server demands beside it."""
         before = [_condition(name) for name in _BEFORE.get(kind, ()) if self.runs.endswith("/jobs")]
-        times = {"startTime": now(), **({"completionTime": now()} if kind == "Complete" else {})}
+        # The API server takes no other time of a Job that began.
+        began = (self.kube.get(f"{self.runs}/{run}").get("status") or {}).get("startTime") or now()
+        times = {"startTime": began, **({"completionTime": now()} if kind == "Complete" else {})}
         conditions = [*before, _condition(kind, status=status, **more)]
         self.patch_status(f"{self.runs}/{run}", {**times, "conditions": conditions})
 
