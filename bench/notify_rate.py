@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def our_rate(num: int, *, first: int) -> float:
-    with a_fleet(1, ack_wait_s=30.0) as (_, receiver, bus):
+    with a_fleet(1) as (_, receiver, bus):
         pairs = list(outcomes(num, start=first))
         publish(bus, [accepted for accepted, _ in pairs])
         begun = time.monotonic()
