@@ -178,14 +178,14 @@ def test_the_reason_has_the_first_bytes_of_the_answer_in_one_line(bus: Bus, sett
 def test_after_its_last_try_an_event_is_a_dead_letter_and_nothing_else(
     bus: Bus, sink: Sink, settings: Settings
 ) -> None:
-    sink.answer = lambda _: (503, {"retry-after": "0"})
+    sink.answer = lambda _: (500, {"retry-after": "0"})
     with source_thread("cancels", settings, sink.url):
         sent = publish(bus, cancel(1))
         wait_until(lambda: the_dead(bus))
         wait_until(lambda: in_hand(settings, "dispatch-cancel") == NOTHING)
 
     (letter,) = dead_letters(bus, limit=10)
-    assert (letter.tries, letter.reason) == (len(sink.received), f"{letter.tries} tries, the last one: HTTP 503:")
+    assert (letter.tries, letter.reason) == (len(sink.received), f"{letter.tries} tries, the last one: HTTP 500:")
     assert set(ids(sink)) == set(sent)
 
 
