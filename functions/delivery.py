@@ -24,6 +24,8 @@ _PAUSE_MAX_S = 60.0
 # "Retry-After: 0" must not become a loop that does nothing but ask.
 _PAUSE_MIN_S = 0.1
 _WAIT_MAX_S = 3600.0
+# While a POST is under way, letters gather this long for the next one: a batch costs little more than a letter.
+LINGER_S = 0.01
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 600.0
 # A NATS header is one line; this much says what went wrong.
@@ -39,6 +41,8 @@ class Letter:
     tries: int
     """How often JetStream has delivered it, this time included."""
     event: Event
+    body: bytes
+    """The event as it stands in the log: structured mode."""
     message: Any
     """What the bus needs to acknowledge it."""
 
@@ -151,24 +155,30 @@ class Hand:
         self.num_posts = 0
         """POSTs on their way."""
         self._ready: list[tuple[int, Letter]] = []
+        self._since = 0.0
+        """When the first letter of the next POST was there."""
 
     @property
     def num_free(self) -> int:
         """Slots without a message."""
         return self.consumer.slots - len(self.held)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is a letter to post, and a POST for it."""
-        return bool(self._ready) and self.num_posts < self.consumer.posts
+    def is_ready(self, now: float = math.inf) -> bool:
+        """Whether it is time for a POST: at once if none is under way, else with a full batch or after a moment."""
+        if not self._ready or self.num_posts >= self.consumer.posts:
+            return False
+        is_full = len(self._ready) >= self.consumer.batch
+        return is_full or not self.num_posts or now >= self._since + LINGER_S
 
     def hold(self, sequence: int, message: Any) -> None:
         """Fill a slot."""
         assert self.num_free > 0, self.consumer.name
         self.held[sequence] = message
 
-    def offer(self, letter: Letter) -> None:
+    def offer(self, letter: Letter, *, now: float = 0.0) -> None:
         """Line up a held letter, by stream sequence: one that comes back is ahead of all that came later."""
+        if not self._ready:
+            self._since = now
         heapq.heappush(self._ready, (letter.sequence, letter))
 
     def take(self, most: int = 1) -> list[Letter]:
@@ -195,9 +205,9 @@ class Rota:
 
     hands: Sequence[Hand]
 
-    def next(self) -> Turn | None:
+    def next(self, now: float = math.inf) -> Turn | None:
         """Take the letters whose turn it is; None if no hand has one."""
-        ready = [hand for hand in self.hands if hand.is_ready]
+        ready = [hand for hand in self.hands if hand.is_ready(now)]
         if not ready:
             return None
         for hand in ready:
@@ -205,6 +215,11 @@ class Rota:
         chosen = max(ready, key=lambda hand: hand.credit)
         chosen.credit -= sum(hand.consumer.slots for hand in ready)
         return Turn(hand=chosen, letters=chosen.take(chosen.consumer.batch), among=ready)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a hand will have a turn once its letters have gathered."""
+        return any(hand.is_ready() for hand in self.hands)
 
     def undo(self, turn: Turn) -> None:
         """Put refused letters back in their place. Only accepted ones count: the shares hold at capacity too."""

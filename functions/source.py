@@ -21,13 +21,12 @@ import nats.errors
 from engine.adapters.dead import CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, TRIES_HEADER
 from engine.adapters.history import REDRIVE_HEADER
 from engine.adapters.topology import connect, ensure
-from engine.contract.codec import decode
+from engine.contract.codec import decode, encode
 from engine.contract.errors import BadEvent, Invalid
-from engine.contract.events import Event
 from engine.contract.settings import Settings
 from engine.contract.streams import CONSUMERS, SOURCES, Consumer, SourceKind, dead_subject
 from functions import delivery
-from functions.delivery import Accepted, Answer, Dead, Gate, Hand, Letter, Paused, Rota, Turn, Waits
+from functions.delivery import LINGER_S, Accepted, Answer, Dead, Gate, Hand, Letter, Paused, Rota, Turn, Waits
 from functions.puller import Puller
 from functions.sink import Sink, Target
 
@@ -102,7 +101,7 @@ class Source:
         client: Any,
         settings: Settings,
         *,
-        post: Callable[[Sequence[Event]], Awaitable[Answer]],
+        post: Callable[[Sequence[Letter]], Awaitable[Answer]],
         beat_s: float,
     ) -> None:
         self._name = kind.name
@@ -162,25 +161,31 @@ class Source:
             self._spawn(self._bury(consumer, message, why=delivery.one_line(f"not an event: {error}")))
             return
         tries = message.metadata.num_delivered
-        hand.offer(Letter(consumer=consumer, sequence=sequence, tries=tries, event=event, message=message))
+        is_binary = any(name.lower() == "ce-specversion" for name in headers)
+        body = encode(event)[1] if is_binary else message.data
+        letter = Letter(consumer=consumer, sequence=sequence, tries=tries, event=event, body=body, message=message)
+        hand.offer(letter, now=time.monotonic())
         self._wake.set()
 
     async def _schedule(self) -> None:
         while True:
             self._wake.clear()
-            wait_s = self._gate.wait_s(time.monotonic())
-            if not wait_s and (turn := self._rota.next()):
+            now = time.monotonic()
+            wait_s = self._gate.wait_s(now)
+            if not wait_s and (turn := self._rota.next(now)):
                 self._gate.go(turn)
                 turn.hand.num_posts += 1
                 self._spawn(self._deliver(turn))
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s or None):
+                # Letters that gather for a batch go after a moment, without another's coming.
+                is_gathering = not wait_s and self._rota.has_more
+                async with asyncio.timeout(LINGER_S if is_gathering else wait_s or None):
                     await self._wake.wait()
 
     async def _deliver(self, turn: Turn) -> None:
         try:
-            answer = await self._post([letter.event for letter in turn.letters])
+            answer = await self._post(turn.letters)
         finally:
             turn.hand.num_posts -= 1
         outcome = delivery.judge(answer, tries=1, max_tries=turn.hand.consumer.tries)
@@ -196,8 +201,23 @@ class Source:
             turns = [replace(turn, letters=[letter]) for letter in turn.letters]
             turn.hand.num_posts += len(turns)
             await asyncio.gather(*(self._deliver(each) for each in turns))
+        elif isinstance(outcome, Accepted):
+            await self._settle_all(turn.letters)
         else:
             await asyncio.gather(*(self._finish_letter(letter, answer) for letter in turn.letters))
+
+    async def _settle_all(self, letters: Sequence[Letter]) -> None:
+        """Acknowledge letters that went together; the server takes words in order, so the last one is the proof."""
+        *before, last = [letter.message for letter in letters]
+        try:
+            for message in before:
+                await self._client.publish(message.reply, b"+ACK")
+            await self._client.request(last.reply, b"+ACK", timeout=_CONFIRM_S)
+        except _NATS_ERRORS:
+            await asyncio.gather(*(self._settle(each.consumer, each.message, b"+ACK") for each in letters))
+        else:
+            for each in letters:
+                self._release(each.consumer, each.message)
 
     async def _finish_letter(self, letter: Letter, answer: Answer) -> None:
         """Do what an answer that is no 429 means for one letter."""

@@ -62,6 +62,11 @@ class NatsServer:
         )
         wait_until(lambda: accepts(self.port), what="nats-server listens")
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def kill(self) -> None:
         if self._process:
             self._process.send_signal(signal.SIGKILL)

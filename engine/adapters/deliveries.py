@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from engine.adapters.bus import Bus, Message, Outgoing, scheduled
 from engine.adapters.dead import CONSUMER_HEADER, REASON_HEADER, SUBJECT_HEADER, TRIES_HEADER
-from engine.contract.codec import decode, encode_nats
+from engine.contract.codec import decode, encode_nats, loads
 from engine.contract.delivery import (
     ATTEMPT,
     Delivery,
@@ -170,20 +170,27 @@ class Deliveries:
         """What the requests of these jobs, tenant and id, say about webhooks; a job that is not there is missing."""
         filters = [f"cinevent.{tenant}.{job}.requested.*" for tenant, job in dict.fromkeys(jobs)]
         found = {}
-        for event in _events(self._last("CINEVENT_JOBS", filters)):
-            given = event.data["request"].get("webhook")
+        for message in self._last("CINEVENT_JOBS", filters):
+            # Not as an event with all its checks: it had them when it was accepted, and thousands may come a second.
+            data = loads(message.body)["data"]
+            given = data["request"].get("webhook")
             webhook = Webhook(url=given["url"], events=tuple(given["events"])) if given else None
-            found[event.data["tenant"], event.data["job"]] = webhook
+            found[data["tenant"], data["job"]] = webhook
         return found
 
-    def newest_progress(self, jobs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Event]:
-        """The newest progress of these jobs; none of those that are done."""
+    def newest_progress(self, jobs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, Event]]:
+        """The newest progress of these jobs with its stream sequence; none of those that are done."""
         keys = list(dict.fromkeys(jobs))
         filters = [f"cinevent.{tenant}.{job}.done.*" for tenant, job in keys]
         progress = self._last("CINEVENT_PROGRESS", [job_subjects(*key) for key in keys])
         # Asked second: an outcome that comes in between is seen.
         done = {(e.data["tenant"], e.data["job"]) for e in _events(self._last("CINEVENT_JOBS", filters))}
-        return {key: e for e in _events(progress) if (key := (e.data["tenant"], e.data["job"])) not in done}
+        found = {}
+        for message, event in zip(progress, _events(progress), strict=True):
+            key = (event.data["tenant"], event.data["job"])
+            if key not in done:
+                found[key] = (message.sequence, event)
+        return found
 
     def statuses(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The last word about each standing endpoint, by tenant and name."""

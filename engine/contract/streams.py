@@ -107,7 +107,7 @@ CONSUMERS: dict[str, Consumer] = {
             stream="CINEVENT_PROGRESS",
             filter="cinevent.*.*.progress",
             slots=100,
-            tries=2,
+            tries=24,
             batch=100,
             posts=2,
         ),

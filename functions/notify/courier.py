@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,8 @@ _SLOW_MAX = 1000
 _LANES_MAX = 10_000
 # An endpoint's consent is good for this long.
 _CONSENT_S = 3600.0
+# Jobs and endpoints whose news are told apart by age: more than run at the same time.
+_NEWS_MAX = 10_000
 # News of progress waits this long for the news before it to arrive.
 _AGAIN_S = 1.0
 _CLOSE_S = 20.0
@@ -38,6 +41,8 @@ class Parcel:
 
     delivery: Delivery
     endpoint: Endpoint
+    sequence: int = 0
+    """Of news of progress: the greater one is the newer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +76,7 @@ class Terms:
 class Courier:
     """Owns one event-loop thread with its HTTP session; `carry` may be called from any thread."""
 
-    def __init__(self, terms: Terms, *, late: Callable[[Parcel, Said], None]) -> None:
+    def __init__(self, terms: Terms, *, late: Callable[[list[tuple[Parcel, Said]]], None]) -> None:
         self._terms = terms
         self._late = late
         self._lanes: dict[tuple[str, str], Lane] = {}
@@ -79,8 +84,13 @@ class Courier:
         self._consents: dict[tuple[str, str], tuple[float, str]] = {}
         self._progress: dict[tuple[str, str, str], asyncio.Event] = {}
         """Set once news of a job's progress have arrived at an endpoint, or have not."""
+        self._newest: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        """The sequence of the newest news of a job that was sent to an endpoint."""
         self._slow: set[asyncio.Task[Said | Comeback]] = set()
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="late")
+        self._telling = threading.Lock()
+        self._to_tell: list[tuple[Parcel, Said]] = []
+        # One: while it writes, what else arrives late gathers for the next write.
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="late")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
@@ -130,10 +140,17 @@ class Courier:
     async def _carry(self, parcels: Sequence[Parcel]) -> list[Result]:
         trips = [_Trip(parcel) for parcel in parcels]
         tasks = [asyncio.create_task(self._travel(trip)) for trip in trips]
-        _, pending = await asyncio.wait(tasks, timeout=self._terms.patience_s)
+        patience_s = self._patience_s(parcels)
+        _, pending = await asyncio.wait(tasks, timeout=patience_s)
         if pending and len(self._slow) + len(pending) > _SLOW_MAX:
             await asyncio.wait(pending)
         return [self._result(trip, task) for trip, task in zip(trips, tasks, strict=True)]
+
+    def _patience_s(self, parcels: Sequence[Parcel]) -> float:
+        lanes = Counter(_key(parcel.endpoint) for parcel in parcels)
+        endpoints = {_key(parcel.endpoint): parcel.endpoint for parcel in parcels}
+        most_s = self._terms.patience_s
+        return max(self._lane(endpoints[key]).patience_s(num, most_s=most_s) for key, num in lanes.items())
 
     def _result(self, trip: "_Trip", task: "asyncio.Task[Said | Comeback]") -> Result:
         if task.done():
@@ -153,14 +170,20 @@ class Courier:
         said = ended.result()
         # What follows from it is written to the log, which waits: not in this loop.
         if isinstance(said, Said):
-            self._threads.submit(self._tell, trip.parcel, said)
+            with self._telling:
+                self._to_tell.append((trip.parcel, said))
+                if len(self._to_tell) == 1:
+                    self._threads.submit(self._tell)
 
-    def _tell(self, parcel: Parcel, said: Said) -> None:
+    def _tell(self) -> None:
+        """Hand over all that arrived late since the last time: one write is for many."""
+        with self._telling:
+            told, self._to_tell = self._to_tell, []
         try:
-            self._late(parcel, said)
+            self._late(told)
         except Exception:
-            # The top of a thread. Its alarm brings the delivery again.
-            _LOG.exception("no record delivery=%s", parcel.delivery.id)
+            # The top of a thread. Their alarms bring the deliveries again.
+            _LOG.exception("no record of %d deliveries", len(told))
 
     async def _travel(self, trip: "_Trip") -> Said | Comeback:
         delivery, endpoint = trip.parcel.delivery, trip.parcel.endpoint
@@ -168,17 +191,20 @@ class Courier:
             # The outcome overtakes no news: what came before it is not to arrive after it.
             await news.wait()
         lane = self._lane(endpoint)
-        if wait_s := self._hindrance_s(delivery, lane) or await self._turn_s(lane):
+        if wait_s := self._hindrance_s(trip.parcel, lane) or await self._turn_s(lane):
             return Comeback(after_s=wait_s)
         async with self._places[_key(endpoint)]:
             # Others that waited for this place may have changed what stands in the way.
-            if wait_s := self._hindrance_s(delivery, lane):
+            if wait_s := self._hindrance_s(trip.parcel, lane):
                 return Comeback(after_s=wait_s)
             return await self._attempt(trip, lane)
 
-    def _hindrance_s(self, delivery: Delivery, lane: Lane) -> float:
+    def _hindrance_s(self, parcel: Parcel, lane: Lane) -> float:
         """How long to stay away: of two pieces of news of one job the second waits, and an open breaker stops all."""
-        if delivery.is_progress and _news_key(delivery) in self._progress:
+        key = _news_key(parcel.delivery)
+        # News that was overtaken comes again as the newest that there is then, if that is still to be sent.
+        is_overtaken = parcel.sequence < self._newest.get(key, 0)
+        if parcel.delivery.is_progress and (key in self._progress or is_overtaken):
             return _AGAIN_S
         return lane.wait_s(time.monotonic())
 
@@ -202,6 +228,7 @@ class Courier:
         news = asyncio.Event()
         if delivery.is_progress:
             self._progress[_news_key(delivery)] = news
+            self._remember(trip.parcel)
         try:
             why = await self._consent(endpoint, lane)
             said = Said(error=why) if why else await self._sender.send(delivery, endpoint)
@@ -212,6 +239,13 @@ class Courier:
             now = time.monotonic()
             lane.end(now, is_success=said.is_success, took_s=now - begun)
         return said
+
+    def _remember(self, parcel: Parcel) -> None:
+        key = _news_key(parcel.delivery)
+        self._newest[key] = parcel.sequence
+        self._newest.move_to_end(key)
+        if len(self._newest) > _NEWS_MAX:
+            self._newest.popitem(last=False)
 
     async def _consent(self, endpoint: Endpoint, lane: Lane) -> str:
         """Why the endpoint may not be sent to; empty if it may."""

@@ -62,6 +62,17 @@ class Lane:
         """Whether every place is taken by an attempt that nobody waits for any more."""
         return self.num_slow >= self.concurrency
 
+    def patience_s(self, num: int, *, most_s: float) -> float:
+        """How long a batch with `num` deliveries for this endpoint is to wait for it.
+
+        Long enough for one that makes its usual progress; less for one that holds half of its places without a word.
+        """
+        least_s = most_s / 4
+        if self.num_slow * 2 >= self.concurrency:
+            return least_s
+        usual_s = self._latency_s * (1 + (num + self.num_active) / self.concurrency)
+        return min(max(3 * usual_s, least_s), most_s)
+
     def queue_s(self, now: float) -> float:
         """When one more that finds no place is to come again: behind all that were told before it."""
         self._horizon = max(self._horizon, now) + self._latency_s / self.concurrency

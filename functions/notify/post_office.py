@@ -89,16 +89,17 @@ class PostOffice:
     def _is_on(self, endpoint: Endpoint) -> bool:
         return endpoint.enabled and self._directory.status(endpoint)["state"] != DISABLED
 
-    def _refreshed(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """The same, with the newest news in those of progress; without those that have no news."""
+    def _refreshed(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, int]]:
+        """The same, with the newest news and its sequence in those of progress; without those that have no news."""
         jobs = [(d.tenant, d.job) for d in deliveries if d.is_progress]
         newest = self._deliveries.newest_progress(jobs) if jobs else {}
         found = []
         for delivery in deliveries:
+            sequence, event = newest.get((delivery.tenant, delivery.job), (0, None))
             if not delivery.is_progress:
-                found.append(delivery)
-            elif (event := newest.get((delivery.tenant, delivery.job))) and self._sent.get(delivery.id) != event.id:
-                found.append(self._with_news(delivery, event))
+                found.append((delivery, 0))
+            elif event and self._sent.get(delivery.id) != event.id:
+                found.append((self._with_news(delivery, event), sequence))
         return found
 
     def _with_news(self, delivery: Delivery, event: Event) -> Delivery:
@@ -108,13 +109,13 @@ class PostOffice:
         headers, body = event_bytes(event, form=form)
         return replace(delivery, event_id=event.id, headers=headers, body=body.decode())
 
-    def _addressed(self, deliveries: Sequence[Delivery]) -> tuple[list[Parcel], list[Outcome]]:
+    def _addressed(self, deliveries: Sequence[tuple[Delivery, int]]) -> tuple[list[Parcel], list[Outcome]]:
         """Each delivery with its endpoint; and the end of those whose endpoint is no more."""
         parcels, refused = [], []
-        for delivery in deliveries:
+        for delivery, sequence in deliveries:
             endpoint, why = self._endpoint(delivery)
             if endpoint:
-                parcels.append(Parcel(delivery=delivery, endpoint=endpoint))
+                parcels.append(Parcel(delivery=delivery, endpoint=endpoint, sequence=sequence))
             else:
                 judgement = Judgement(state=State.FAILED, why=why)
                 refused.append(Outcome(delivery=delivery, said=Said(error=why), judgement=judgement))
@@ -136,10 +137,11 @@ class PostOffice:
         judgement = after(parcel.delivery, said, now=now, time_scale=self._settings.webhook_time_scale)
         return Outcome(delivery=parcel.delivery, said=said, judgement=judgement)
 
-    def _settle_late(self, parcel: Parcel, said: Said) -> None:
+    def _settle_late(self, heard: Sequence[tuple[Parcel, Said]]) -> None:
         now = datetime.now(UTC)
-        self._deliveries.settle([self._outcome(parcel, said, now)])
-        self._note(parcel, said, now)
+        self._deliveries.settle([self._outcome(parcel, said, now) for parcel, said in heard])
+        for parcel, said in heard:
+            self._note(parcel, said, now)
 
     def _note(self, parcel: Parcel, said: Said, now: datetime) -> None:
         """Keep what the answer says beyond this delivery."""

@@ -185,11 +185,12 @@ def test_no_secret_is_ever_shown_and_the_public_key_is(api: Api) -> None:
     assert "d" not in key
 
 
-@pytest.mark.parametrize("url", ["http://169.254.169.254/latest", "http://submit.cinevent.svc/", "https://a.b:22/"])
-def test_a_request_whose_webhook_could_never_be_sent_is_refused(api: Api, url: str) -> None:
-    status, body = api.call("POST", "/api/v1/generate", json=a_body(webhook={"url": url}))
+def test_a_request_whose_webhook_could_never_be_sent_is_refused(api: Api) -> None:
+    urls = ("http://169.254.169.254/latest", "http://submit.cinevent.svc/", "https://a.b:22/")
 
-    assert (status, body["errors"][0]["pointer"]) == (422, "/webhook/url")
+    answers = [api.call("POST", "/api/v1/generate", json=a_body(webhook={"url": url})) for url in urls]
+
+    assert [(status, body["errors"][0]["pointer"]) for status, body in answers] == [(422, "/webhook/url")] * 3
 
 
 def test_a_file_of_endpoints_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from standardwebhooks import Webhook
 from engine.adapters.bus import Bus
 from engine.adapters.dead import dead_letters, redrive
 from engine.adapters.deliveries import Deliveries
-from engine.contract.codec import decode, encode_batch, encode_binary
+from engine.contract.codec import batch, decode, encode, encode_binary
 from engine.contract.delivery import MAX_TRIES
 from engine.contract.errors import Invalid
 from engine.contract.events import Event
@@ -114,7 +114,7 @@ class Poster:
         self._http.clear()
 
     def post(self, *events: Event) -> int:
-        headers, body = encode_binary(events[0]) if len(events) == 1 else encode_batch(events)
+        headers, body = encode_binary(events[0]) if len(events) == 1 else batch(encode(event)[1] for event in events)
         return int(self._http.request("POST", self._url, body=body, headers=headers).status)
 
 

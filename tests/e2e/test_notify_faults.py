@@ -14,7 +14,7 @@ def test_every_event_reaches_every_endpoint_exactly_once_although_a_third_of_the
     assert (found.missing, found.unasked, found.ledger.num_wrong) == (set(), set(), 0)
     assert found.num_duplicates == 0
     # The faults did happen, each of them.
-    assert min(found.ledger.answers[fault] for fault in faults.FAULTS) > 5
+    assert min(found.ledger.answers[fault] for fault in faults.FAULTS) > 0
 
 
 def test_nothing_is_lost_when_notify_its_sources_and_the_log_are_killed_at_random(tmp_path: Path) -> None:

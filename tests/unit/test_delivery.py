@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.contract.codec import encode
 from engine.contract.errors import Invalid
 from engine.contract.streams import CONSUMERS, SOURCES
 from functions.delivery import (
+    LINGER_S,
     Accepted,
     Answer,
     Dead,
@@ -33,7 +35,8 @@ from tests.make import an_event
 
 def a_letter(hand: Hand, sequence: int) -> Letter:
     """A letter of this hand's consumer."""
-    return Letter(consumer=hand.consumer, sequence=sequence, tries=1, event=an_event("requested"), message=None)
+    event = an_event("requested")
+    return Letter(consumer=hand.consumer, sequence=sequence, tries=1, event=event, body=encode(event)[1], message=None)
 
 
 def full_hands() -> list[Hand]:
@@ -140,7 +143,20 @@ def test_a_hand_with_all_its_posts_under_way_waits_for_an_answer() -> None:
     hand.offer(a_letter(hand, 1))
     hand.num_posts = hand.consumer.posts
 
-    assert not hand.is_ready
+    assert not hand.is_ready()
+
+
+def test_letters_gather_for_a_moment_while_a_post_is_under_way() -> None:
+    hand = Hand(CONSUMERS["notify-deliveries"])
+    hand.offer(a_letter(hand, 1), now=5.0)
+    assert hand.is_ready(5.0)
+    hand.num_posts = 1
+    assert [hand.is_ready(5.0), hand.is_ready(5.0 + LINGER_S)] == [False, True]
+
+    for sequence in range(2, 101):
+        hand.offer(a_letter(hand, sequence), now=5.0)
+
+    assert hand.is_ready(5.0)
 
 
 def test_every_ten_turns_are_shared_6_to_3_to_1() -> None:
