@@ -1,4 +1,4 @@
-"""What submit is measured against: the same request through Flask and Celery into Redis, as many services do it.
+"""What submit is measured against: the same request through Flask and Celery into Redis (valkey), as is often done.
 
 The same gunicorn, the same check of the request, and a queue that has it on the disk before the answer (appendfsync
 always), as submit's log does.

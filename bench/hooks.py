@@ -20,7 +20,7 @@ def a_fleet(num_endpoints: int, **over: Any) -> Iterator[tuple[Fleet, Receiver, 
     receiver.must_verify = False
     with (
         tempfile.TemporaryDirectory() as folder,
-        Fleet(Path(folder), receiver, num_endpoints=num_endpoints, **over) as fleet,
+        Fleet(Path(folder), receiver, num_endpoints=num_endpoints, **{"webhook_patience_s": 1.0, **over}) as fleet,
     ):
         bus = Bus.open(fleet.settings)
         pairs = list(outcomes(50, start=10**9))

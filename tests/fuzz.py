@@ -23,7 +23,7 @@ def main() -> int:
     """Run; the exit code is schemathesis'."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--examples", type=int, default=500, help="per operation and phase (default: 500, some 20,000 requests)"
+        "--examples", type=int, default=800, help="per operation and phase (default: 800, some 20,000 requests)"
     )
     parser.add_argument("--seed", type=int, help="of a run to repeat")
     options = parser.parse_args()

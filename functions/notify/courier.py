@@ -76,7 +76,7 @@ class Terms:
 class Courier:
     """Owns one event-loop thread with its HTTP session; `carry` may be called from any thread."""
 
-    def __init__(self, terms: Terms, *, late: Callable[[Parcel, Said], None]) -> None:
+    def __init__(self, terms: Terms, *, late: Callable[[list[tuple[Parcel, Said]]], None]) -> None:
         self._terms = terms
         self._late = late
         self._lanes: dict[tuple[str, str], Lane] = {}
@@ -87,7 +87,10 @@ class Courier:
         self._newest: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         """The sequence of the newest news of a job that was sent to an endpoint."""
         self._slow: set[asyncio.Task[Said | Comeback]] = set()
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="late")
+        self._telling = threading.Lock()
+        self._to_tell: list[tuple[Parcel, Said]] = []
+        # One: while it writes, what else arrives late gathers for the next write.
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="late")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
@@ -141,7 +144,7 @@ class Courier:
         _, pending = await asyncio.wait(tasks, timeout=patience_s)
         if pending and len(self._slow) + len(pending) > _SLOW_MAX:
             await asyncio.wait(pending)
-        return [self._result(trip, task, waited_s=patience_s) for trip, task in zip(trips, tasks, strict=True)]
+        return [self._result(trip, task) for trip, task in zip(trips, tasks, strict=True)]
 
     def _patience_s(self, parcels: Sequence[Parcel]) -> float:
         lanes = Counter(_key(parcel.endpoint) for parcel in parcels)
@@ -149,14 +152,14 @@ class Courier:
         most_s = self._terms.patience_s
         return max(self._lane(endpoints[key]).patience_s(num, most_s=most_s) for key, num in lanes.items())
 
-    def _result(self, trip: "_Trip", task: "asyncio.Task[Said | Comeback]", *, waited_s: float) -> Result:
+    def _result(self, trip: "_Trip", task: "asyncio.Task[Said | Comeback]") -> Result:
         if task.done():
             return task.result()
         lane = self._lane(trip.parcel.endpoint)
         if not trip.is_under_way:
             task.cancel()
             return Comeback(after_s=lane.queue_s(time.monotonic()))
-        lane.is_slow(waited_s=waited_s)
+        lane.num_slow += 1
         self._slow.add(task)
         task.add_done_callback(lambda ended: self._arrived_late(trip, lane, ended))
         return Slow()
@@ -167,14 +170,20 @@ class Courier:
         said = ended.result()
         # What follows from it is written to the log, which waits: not in this loop.
         if isinstance(said, Said):
-            self._threads.submit(self._tell, trip.parcel, said)
+            with self._telling:
+                self._to_tell.append((trip.parcel, said))
+                if len(self._to_tell) == 1:
+                    self._threads.submit(self._tell)
 
-    def _tell(self, parcel: Parcel, said: Said) -> None:
+    def _tell(self) -> None:
+        """Hand over all that arrived late since the last time: one write is for many."""
+        with self._telling:
+            told, self._to_tell = self._to_tell, []
         try:
-            self._late(parcel, said)
+            self._late(told)
         except Exception:
-            # The top of a thread. Its alarm brings the delivery again.
-            _LOG.exception("no record delivery=%s", parcel.delivery.id)
+            # The top of a thread. Their alarms bring the deliveries again.
+            _LOG.exception("no record of %d deliveries", len(told))
 
     async def _travel(self, trip: "_Trip") -> Said | Comeback:
         delivery, endpoint = trip.parcel.delivery, trip.parcel.endpoint

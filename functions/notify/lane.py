@@ -14,9 +14,6 @@ _OPEN_MAX_S = 600.0
 # How fast an endpoint is that nobody has heard of, and how much one answer says about the next.
 _LATENCY_S = 0.1
 _WEIGHT = 0.1
-# An attempt that outlasts a batch's patience says more than an answer: it may take any time yet.
-_WEIGHT_SLOW = 0.3
-_PATIENCE_MIN_S = 0.05
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,17 +65,13 @@ class Lane:
     def patience_s(self, num: int, *, most_s: float) -> float:
         """How long a batch with `num` deliveries for this endpoint is to wait for it.
 
-        Long enough for one that makes its usual progress; one that is not going to answer in time is not waited for.
+        Long enough for one that makes its usual progress; less for one that holds half of its places without a word.
         """
-        if self._latency_s > most_s / 2:
-            return _PATIENCE_MIN_S
+        least_s = most_s / 4
+        if self.num_slow * 2 >= self.concurrency:
+            return least_s
         usual_s = self._latency_s * (1 + (num + self.num_active) / self.concurrency)
-        return min(max(3 * usual_s, _PATIENCE_MIN_S), most_s)
-
-    def is_slow(self, *, waited_s: float) -> None:
-        """An attempt did not end while a batch waited for it; nobody will wait for it any more."""
-        self.num_slow += 1
-        self._latency_s += _WEIGHT_SLOW * max(0.0, waited_s * 4 - self._latency_s)
+        return min(max(3 * usual_s, least_s), most_s)
 
     def queue_s(self, now: float) -> float:
         """When one more that finds no place is to come again: behind all that were told before it."""

@@ -137,10 +137,11 @@ class PostOffice:
         judgement = after(parcel.delivery, said, now=now, time_scale=self._settings.webhook_time_scale)
         return Outcome(delivery=parcel.delivery, said=said, judgement=judgement)
 
-    def _settle_late(self, parcel: Parcel, said: Said) -> None:
+    def _settle_late(self, heard: Sequence[tuple[Parcel, Said]]) -> None:
         now = datetime.now(UTC)
-        self._deliveries.settle([self._outcome(parcel, said, now)])
-        self._note(parcel, said, now)
+        self._deliveries.settle([self._outcome(parcel, said, now) for parcel, said in heard])
+        for parcel, said in heard:
+            self._note(parcel, said, now)
 
     def _note(self, parcel: Parcel, said: Said, now: datetime) -> None:
         """Keep what the answer says beyond this delivery."""

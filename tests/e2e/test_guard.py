@@ -101,7 +101,7 @@ def get(policy: Policy, urls: list[str], *, lookup: Lookup | None = None) -> lis
 
     async def every() -> list[int]:
         async with open_session(policy, lookup=lookup) as session:
-            return [await one(session, url) for url in urls]
+            return list(await asyncio.gather(*(one(session, url) for url in urls)))
 
     return asyncio.run(every())
 
