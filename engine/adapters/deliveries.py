@@ -91,7 +91,7 @@ class Deliveries:
 
     def postpone(self, deliveries: Iterable[tuple[Delivery, datetime]]) -> None:
         """Have these deliveries in line again at a time of their own. Raises Unavailable."""
-        self._bus.publish_all([_later(delivery, when) for delivery, when in deliveries])
+        self._bus.publish_all([_later(replace(delivery, is_again=True), when) for delivery, when in deliveries])
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Make what became of attempts durable: the next try, or the dead letter, and the record. Raises Unavailable.
@@ -107,10 +107,14 @@ class Deliveries:
         self._bus.publish_all([message for o in outcomes for message in _records(o)])
 
     def delivered(self, deliveries: Iterable[Delivery]) -> set[str]:
-        """Those of these deliveries, by id, whose last attempt arrived."""
-        filters = [record_subject(d.tenant, endpoint=d.endpoint, job=d.job, delivery=d.id) for d in deliveries]
-        records = _parsed(self._last(_RECORDS, filters))
-        return {record.delivery for record in records if record.data["state"] == State.DELIVERED}
+        """Those of these deliveries, by id, whose last attempt arrived, in this round."""
+        by_id = {delivery.id: delivery for delivery in deliveries}
+        filters = [record_subject(d.tenant, endpoint=d.endpoint, job=d.job, delivery=d.id) for d in by_id.values()]
+        return {
+            record.delivery
+            for record in _parsed(self._last(_RECORDS, filters))
+            if record.data["state"] == State.DELIVERED and record.data["round"] == by_id[record.delivery].round
+        }
 
     def of_job(self, tenant: str, job: str) -> list[Record]:
         """Every attempt of a job's deliveries that is kept, the oldest first."""
@@ -286,7 +290,7 @@ def _later(delivery: Delivery, when: datetime) -> Outgoing:
 def _dead(outcome: Outcome) -> Outgoing:
     delivery = outcome.delivery
     _, due_on = delivery_subjects(delivery.tenant, delivery.endpoint, delivery.id)
-    headers, body = encode_nats(replace(delivery, number=1).to_event())
+    headers, body = encode_nats(replace(delivery, number=1, is_again=False).to_event())
     facts = {
         "Nats-Msg-Id": _message_id(delivery),
         REASON_HEADER: outcome.judgement.why.encode("ascii", "replace").decode()[:300],

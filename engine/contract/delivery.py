@@ -65,6 +65,8 @@ class Delivery:
     """Of the attempt to come."""
     round: str = ""
     """Which round of attempts: empty for the first, a replay begins another one."""
+    is_again: bool = False
+    """Whether an alarm brings it: what it is to do may be done by now."""
 
     @property
     def is_progress(self) -> bool:
@@ -193,6 +195,7 @@ def attempt_event(delivery: Delivery, said: Said, judgement: Judgement) -> Event
     data = {
         **_about(delivery),
         "number": delivery.number,
+        "round": delivery.round,
         "state": judgement.state.value,
         "status": said.status,
         "ms": said.ms,

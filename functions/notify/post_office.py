@@ -66,7 +66,7 @@ class PostOffice:
         """Attempt each of these once, and make durable what follows. Raises Unavailable."""
         # The newest word about each: news of progress that was replaced, a message that came again beside its alarm.
         deliveries = list({delivery.id: delivery for delivery in deliveries}.values())
-        arrived = self._deliveries.delivered(d for d in deliveries if d.number > 1 and not d.is_progress)
+        arrived = self._deliveries.delivered(d for d in deliveries if d.is_again and not d.is_progress)
         waiting = self._refreshed([d for d in deliveries if d.id not in arrived])
         parcels, refused = self._addressed(waiting)
         results = list(zip(parcels, self._courier.carry(parcels) if parcels else [], strict=True))
