@@ -100,7 +100,8 @@ def test_watch_shows_stages_and_steps_until_the_end(system: System) -> None:
 
     lines = done.out.splitlines()
     assert done.code == 0, done.err
-    assert [stage for stage in STAGES if stage not in done.out] == []
+    # The newest news replaces older ones: a stage that is over in no time may not be seen.
+    assert {"loading", "denoising", "decoding"} <= {stage for stage in STAGES if stage in done.out}
     assert "step 4/4" in done.out
     assert lines[-1].endswith("COMPLETED")
 
