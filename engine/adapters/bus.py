@@ -44,7 +44,8 @@ _READ_BATCH = 1000
 _FIRST_TIME, _LAST_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 # Live events that a slow reader may be behind; beyond it the oldest are dropped, the log still has them.
 _LISTEN_LIMIT = 10_000
-_CLOSE_ROUNDS = 5
+# What is still on its way when the bus is closed gets so long to notice.
+_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,11 +312,11 @@ class Bus:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         # In rounds: a connection that was being made may start tasks of its own before it notices.
-        for _ in range(_CLOSE_ROUNDS):
-            for task in asyncio.all_tasks(self._loop):
+        end = self._loop.time() + _CLOSE_S
+        while (left := asyncio.all_tasks(self._loop)) and self._loop.time() < end:
+            for task in left:
                 task.cancel()
-                with suppress(asyncio.CancelledError, *_nats_errors()):
-                    self._loop.run_until_complete(task)
+            self._loop.run_until_complete(asyncio.wait(left, timeout=_CLOSE_S / 10))
         self._loop.close()
 
     async def _connect(self) -> None:
