@@ -1,7 +1,7 @@
-"""Run the benchmarks of all areas, or of one, and write their figures to docs/figures.md.
+"""Run all benchmarks, or those of some areas or names, and write their figures to docs/figures.md.
 
 Each bench/<area>_<name>.py is a program that ends with one line `NAME VALUE UNIT GOAL ok|short` and exits 1 on short.
-With one area, the rows of the others stay as they are.
+The rows of the others stay as they are.
 """
 
 import argparse
@@ -23,20 +23,28 @@ TIMEOUT_S = 1200
 def main() -> int:
     """Run, print, write; 1 if a figure is short of its goal."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("only", nargs="?", choices=AREAS, help="one area")
-    only = parser.parse_args().only
-    found = files(only)
-    if not found:
-        raise SystemExit(f"bench: there is no benchmark of {only} yet")
-    rows = {path.stem: run(path) for path in found}
-    kept = {name: row for name, row in read_page().items() if only and not name.startswith(f"{only}_")}
-    write_page({**kept, **rows}, command=f"make bench ONLY={only}" if only else "make bench")
-    return 0 if all(row.endswith("| ok |") for row in rows.values()) else 1
+    parser.add_argument("only", nargs="*", help=f"areas ({', '.join(AREAS)}) or names; all without any")
+    found = files(parser.parse_args().only)
+    verdicts = []
+    for path in found:
+        row = run(path)
+        # At once: an hour of measuring is not lost because the last benchmark is broken off.
+        write_page({**read_page(), path.stem: row})
+        verdicts.append(row.endswith("| ok |"))
+    return 0 if all(verdicts) else 1
 
 
-def files(only: str | None) -> list[Path]:
-    """The benchmarks, in the order of their areas."""
-    return [path for area in AREAS if only in (None, area) for path in sorted((ROOT / "bench").glob(f"{area}_*.py"))]
+def files(only: list[str]) -> list[Path]:
+    """The benchmarks of these areas or names, in the order of their areas."""
+    every = [path for area in AREAS for path in sorted((ROOT / "bench").glob(f"{area}_*.py"))]
+    if unknown := [word for word in only if not any(is_meant(path, word) for path in every)]:
+        raise SystemExit(f"bench: there is no {', '.join(unknown)}; there are {', '.join(p.stem for p in every)}")
+    return [path for path in every if not only or any(is_meant(path, word) for word in only)]
+
+
+def is_meant(path: Path, word: str) -> bool:
+    """Whether a word of the command line is this benchmark's name or area."""
+    return word in (path.stem, path.stem.partition("_")[0])
 
 
 def run(path: Path) -> str:
@@ -65,13 +73,14 @@ def read_page() -> dict[str, str]:
     return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "---" not in line}
 
 
-def write_page(rows: dict[str, str], *, command: str) -> None:
-    """The page: where and with what it was measured, then the rows."""
-    rows.pop("figure", None)
+def write_page(rows: dict[str, str]) -> None:
+    """The page: where and with what it was measured, then the rows, in the order in which they are measured."""
+    places = {path.stem: place for place, path in enumerate(files([]))}
+    rows = {name: rows[name] for name in sorted(rows.keys() & places.keys(), key=lambda name: places[name])}
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     head = (
         "# Figures\n\n"
-        f"Written by `{command}`; each row is `bench/<figure>.py`, which says at its top what it measures and how.\n\n"
+        f"Written by `make bench`; each row is `bench/<figure>.py`, which says at its top what it measures and how.\n\n"
         f"- Machine: {machine()}\n- Python {platform.python_version()}, {libraries}\n\n"
         "| figure | value | unit | goal | date | verdict |\n| --- | --- | --- | --- | --- | --- |\n"
     )
