@@ -30,7 +30,7 @@ async def fill(url: str, num_jobs: int) -> None:
     """Put whole lives into the log."""
     nc = await connect(Settings(nats_url=url))
     js = nc.jetstream(timeout=60)
-    await ensure(js, replicas=1)
+    await ensure(js, Settings())
     window = asyncio.Semaphore(_WINDOW)
 
     async def send(event: Any) -> None:
