@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
+from engine.contract.text import words
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -73,20 +75,20 @@ class Policy:
     def read(cls, *, allow: str, deny: str, ports: str) -> "Policy":
         """The policy in three comma-separated lists: networks and names, networks, ports. Raises ValueError."""
         networks, names = [], []
-        for word in _words(allow):
+        for word in words(allow):
             try:
                 networks.append(ip_network(word))
             except ValueError:
                 if not (_NAME.fullmatch(word) or word == "localhost"):
                     raise ValueError(f"{word!r} is neither a network, such as 127.0.0.0/8, nor a host name") from None
                 names.append(word.lower())
-        numbers = tuple(int(word) for word in _words(ports))
+        numbers = tuple(int(word) for word in words(ports))
         if not all(0 < number < 2**16 for number in numbers):
             raise ValueError(f"{ports!r} is not a list of ports")
         return cls(
             allowed=tuple(networks),
             allowed_names=tuple(names),
-            denied=tuple(ip_network(word) for word in _words(deny)),
+            denied=tuple(ip_network(word) for word in words(deny)),
             ports=numbers,
         )
 
@@ -159,7 +161,3 @@ def _within(address: Address, networks: Iterable[Network]) -> bool:
 def _is_public(address: Address) -> bool:
     # Python's own list may know ranges that are newer than ours.
     return address.is_global and not address.is_multicast
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

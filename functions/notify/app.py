@@ -19,6 +19,7 @@ from engine.contract.request import WEBHOOK_CHOICES
 from engine.contract.schemas import validate
 from engine.contract.settings import Settings
 from engine.contract.signature import read_private_key, read_secret
+from engine.contract.text import words
 from functions.deps import Deps, open_deps
 from functions.directory import Directory
 from functions.guard import Lookup
@@ -64,7 +65,7 @@ def _office(deps: Deps, lookup: Lookup | None) -> PostOffice:
     terms = Terms(
         policy=settings.webhook_policy(),
         signing_keys=[
-            read_private_key(text, "CINEVENT_WEBHOOK_SIGNING_KEYS") for text in _words(settings.webhook_signing_keys)
+            read_private_key(text, "CINEVENT_WEBHOOK_SIGNING_KEYS") for text in words(settings.webhook_signing_keys)
         ],
         origin=urlsplit(settings.public_url).hostname or "cinevent",
         timeout_s=settings.webhook_timeout_s,
@@ -72,7 +73,7 @@ def _office(deps: Deps, lookup: Lookup | None) -> PostOffice:
         time_scale=settings.webhook_time_scale,
         lookup=lookup,
     )
-    keys = [read_secret(text, "CINEVENT_WEBHOOK_SECRET") for text in _words(settings.webhook_secret)]
+    keys = [read_secret(text, "CINEVENT_WEBHOOK_SECRET") for text in words(settings.webhook_secret)]
     return PostOffice(settings, deliveries, Directory(settings, deliveries), terms, keys=keys)
 
 
@@ -81,7 +82,3 @@ def _checked(event: Event) -> Event:
         message = f"notify takes {', '.join(WEBHOOK_CHOICES)}; this is {event.type}"
         raise BadEvent(Problem(pointer="/type", rule="enum", message=message))
     return validate(event)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

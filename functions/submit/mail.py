@@ -7,6 +7,7 @@ from engine.contract.errors import Conflict, Invalid, Problem
 from engine.contract.events import Event
 from engine.contract.settings import Settings
 from engine.contract.signature import key_set, public_key, read_private_key
+from engine.contract.text import words
 from functions.directory import DISABLED, Directory
 
 
@@ -37,6 +38,6 @@ class Mail:
 
 
 def _public_keys(settings: Settings) -> list[str]:
-    given = [word.strip() for word in settings.webhook_public_keys.split(",") if word.strip()]
-    private = [word.strip() for word in settings.webhook_signing_keys.split(",") if word.strip()]
+    given = words(settings.webhook_public_keys)
+    private = words(settings.webhook_signing_keys)
     return given or [public_key(read_private_key(text, "CINEVENT_WEBHOOK_SIGNING_KEYS")) for text in private]
